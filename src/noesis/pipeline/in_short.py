@@ -54,8 +54,8 @@ def _helped(results: RunResults, judged: JudgeResult) -> Answer:
     if math.isfinite(low):
         gain = _("{gain} (95%: {low} to {high})", gain=gain, low=number(low, "+.3f"), high=number(high, "+.3f"))
     figures = _(
-        "against the base, its margin for revised over weak answers moved by {gain} nats a token; it prefers {tuned} of "
-        "{examples}, the base {base}",
+        "against the base, its margin for revised over weak answers moved by {gain} nats a token; "
+        "it prefers {tuned} of {examples}, the base {base}",
         gain=gain,
         tuned=found.tuned.preferred,
         base=found.base.preferred,
