@@ -19,11 +19,8 @@ from markdown_it.token import Token
 from helpers.project import ROOT
 
 DOCS = ROOT / "docs"
-ONE_PAGE = {
-    DOCS / "cli.md",
-    DOCS / "agents.md",
-    DOCS / "glossario.md",
-}  # made from the program; in both languages at once
+FROM_THE_PROGRAM = {DOCS / "cli.md", DOCS / "cli.pt-BR.md", DOCS / "agents.md"}
+ONE_PAGE = {DOCS / "glossario.md"}  # in both languages at once
 COMMENT = re.compile(r"(^|\s+)#\s.*$", re.M)
 NUMBER = re.compile(r"(?<!\w)\d+(?:[.,]\d+)*(?:e-?\d+)?")
 PORTUGUESE_NAMES = {"meu-filosofo": "my-philosopher"}  # what a page in Portuguese calls a project of one's own
@@ -100,7 +97,8 @@ def figure(number: str, portuguese: bool) -> str:
     return number.replace(decimal, ".")
 
 
-ALL = [*ROOT.glob("README*.md"), *(p for p in DOCS.rglob("*.md") if p.parent != DOCS / "decisions")]
+EVERY_PAGE = [*ROOT.glob("README*.md"), *(p for p in DOCS.rglob("*.md") if p.parent != DOCS / "decisions")]
+ALL = [page for page in EVERY_PAGE if page not in FROM_THE_PROGRAM]
 ENGLISH = sorted(page for page in ALL if not is_portuguese(page) and page not in ONE_PAGE)
 PORTUGUESE = [translation_of(page) for page in ENGLISH]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import subprocess
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import pytest
 import typer.main
 
 from helpers.command import noesis, speaking
-from helpers.project import ROOT
+from noesis.cli import app
+from noesis.cli.reference.commands import commands
 
 BRAZIL = {"NOESIS_LANG": "", "LC_ALL": "", "LC_MESSAGES": "", "LANG": "pt_BR.UTF-8"}
 ENGLISH = re.compile(r"the|of|and|is|are|with|not|from|this|that|it|to|was|be|which|by|an|or|its|has|have|what")
@@ -39,11 +39,8 @@ def test_english_is_found_where_it_is():
 
 
 def test_all_help_is_portuguese():
-    sections = runpy.run_path(str(ROOT / "docs" / "make_cli.py"))["sections"]
-    from noesis.cli import app
-
     with speaking("pt"):
-        found = {section.command: section.help for section in sections(typer.main.get_command(app), "noesis")}
+        found = {command.name: command.help for command in commands(typer.main.get_command(app))}
     assert len(found) > 30
     assert {command: lines for command, text in found.items() if (lines := english_in(text))} == {}
     assert all(text.startswith("Uso: ") for text in found.values())
@@ -81,6 +78,10 @@ def test_the_first_steps_of_a_brazilian(tmp_path: Path):
 def test_lang_stands_before_or_after_the_command(words: list[str], code: int, begins: str):
     done = noesis(*words, env={"NOESIS_LANG": "en"})
     assert (done.returncode, said(done)[: len(begins)]) == (code, begins), said(done)
+
+
+def test_what_assistants_read_is_english():
+    assert noesis("agent-docs", env=BRAZIL).stdout == noesis("agent-docs", env={"NOESIS_LANG": "en"}).stdout
 
 
 def test_what_programs_read_is_the_same_in_both_languages(project: Path, tmp_path: Path, write_rows, record: dict):

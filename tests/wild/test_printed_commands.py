@@ -118,6 +118,8 @@ def test_no_message_spells_out_a_command_of_noesis():
     pattern = re.compile(rf"(?<!by )\bnoesis ({'|'.join(sorted(filter(None, names)))})\b")
     found = []
     for file in (ROOT / "src").rglob("*.py"):
+        if file.parent.name == "reference":  # of the manual page
+            continue
         tree = ast.parse(file.read_text(encoding="utf-8"))
         texts = documentation(tree)
         found += [

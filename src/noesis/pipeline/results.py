@@ -328,16 +328,13 @@ def read_result(run: Run, stage: str, stored: S, from_json: Callable[[S], T]) ->
         require_types(found)
         return found
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
-        raise RunError(
-            _(
-                "{path}: the result of the stage {stage} can't be read "
-                "({name}: {error}): restore the file, or run the stage again",
-                path=run.path / "manifest.json",
-                stage=stage,
-                name=type(error).__name__,
-                error=error,
-            )
-        ) from None
+        where = {"path": run.path / "manifest.json", "stage": stage, "name": type(error).__name__, "error": error}
+        told = _(
+            "{path}: the result of the stage {stage} can't be read "
+            "({name}: {error}): restore the file, or run the stage again",
+            **where,
+        )
+        raise RunError(told) from None
 
 
 class RunResults:

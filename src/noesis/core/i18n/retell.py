@@ -21,7 +21,6 @@ LONGEST = 4000  # characters; what is longer is no message
 DEEPEST = 4  # a reason inside a reason inside a message
 AMOUNT = re.compile(r"[+-]?\d[\d,]{0,20}(?:\.\d{1,20})? (?:s|B|kB|MB|GB|TB)")
 FIGURE = re.compile(r"[+-]?\d{1,9}\.\d{3,9}(?: \[[+-]?\d{1,9}\.\d{1,9}, [+-]?\d{1,9}\.\d{1,9}\])?")  # an interval
-JOINED = (re.compile(r"([^;]+)(; )(.+)", re.DOTALL), re.compile(r"([^(]+)( \()(.+)(\))", re.DOTALL))
 
 
 class Field(NamedTuple):
@@ -60,10 +59,11 @@ def retold(text: str, depth: int = 0) -> str:
         return Message(text.translate(COMMA_AND_POINT), text)
     if FIGURE.fullmatch(text):
         return Message(text.replace(".", ","), text)
-    for pattern in JOINED:
-        if match := pattern.fullmatch(text):
-            told_parts = [retold(part, depth + 1) for part in match.groups()]
-            return Message("".join(told_parts), text)
+    for separator, end in (("; ", ""), (" (", ")")):
+        first, _found, second = text.removesuffix(end).partition(separator)
+        if first and second and text.endswith(end):
+            told_first, told_second = (retold(part, depth + 1) for part in (first, second))
+            return Message(f"{told_first}{separator}{told_second}{end}", text)
     return text
 
 

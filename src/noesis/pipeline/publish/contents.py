@@ -28,7 +28,7 @@ ALLOWANCES = (UNDECIDED.lower(), CONDITIONAL.lower(), REJECTED.lower(), UNCERTIF
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 LONGEST_LICENCE = 1_000_000  # bytes
-CARD = re.compile(r"---\n(?:[^-].*\n)*---\n")  # the Hub's front matter, line by line
+CARD = re.compile(r"\A---\n(?:[^-].*\n)*---\n")  # the Hub's front matter, line by line
 LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 CONSTITUTION = "constitution.yaml"
 
