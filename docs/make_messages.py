@@ -132,7 +132,9 @@ def messages() -> Catalog:
     found = Catalog()
     for file, _line, text, _comments, context in extract_from_dir(SOURCE, METHODS, keywords=KEYWORDS):
         found.add(text, locations=[(f"noesis/{file}", None)], context=context)
-    for noun in sorted({noun for file in SOURCE.rglob("*.html") for noun in NOUN.findall(file.read_text("utf-8"))}):
+    for noun in sorted(
+        {noun for file in SOURCE.rglob("*.html") for noun in NOUN.findall(file.read_text(encoding="utf-8"))}
+    ):
         found.add(
             (f"{{count:,}} {noun}", f"{{count:,}} {noun}s"), locations=[("noesis/pipeline/stages/page.html", None)]
         )
