@@ -27,7 +27,7 @@ from site_pages import DEFAULT, FOLDERS, LANGUAGES, ROOT, SECTIONS, TITLES, Page
 SITE, WORK = ROOT / "site", ROOT / "build" / "site"
 THEMES = (("Dark", "Light"), ("Escuro", "Claro"))  # the two buttons' names
 IN_BOTH = ("docs/glossario.md",)  # one document in two languages
-ONLY_ENGLISH = '!!! note ""\n\n    Esta página só existe em inglês.\n\n'
+ONLY_ENGLISH = '<div class="admonition note"><p>Esta página só existe em inglês.</p></div>\n\n'
 LINK = re.compile(r"(!?)\[([^\]\[]{0,200})\]\(([^()\s]+)\)")
 FENCED = re.compile(r"^(```.*?^```$)", re.M | re.S)
 

@@ -202,7 +202,10 @@ def test_from_nothing_to_a_chat_in_an_empty_environment(wheel: Path, tmp_path: P
             pytest.skip("no package index here")
         assert got.returncode == 0, got.stderr
     environment = {"PATH": f"{python.parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
-    line = "noesis init my-philosopher && cd my-philosopher && noesis demo --quick && echo 'Hello!' | noesis chat runs/demo"
+    line = (
+        "noesis init my-philosopher && cd my-philosopher && noesis demo --quick && noesis status runs/demo --json >&2 "
+        "&& noesis verify runs/demo && echo 'What is courage?' | noesis chat runs/demo"
+    )
     done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and len(done.stdout.split("noesis ›")[1]) > 10
