@@ -356,8 +356,8 @@ def compare(
     Example: noesis compare runs/before runs/after
     """
     from noesis.core.console import say
-    from noesis.core.csv_table import write_csv
     from noesis.pipeline.comparison.table import compare_runs_side_by_side, project_or_none, show_comparison
+    from noesis.pipeline.csv_table import write_csv
     from noesis.pipeline.stages.tables import comparison_table
 
     reserve_stdout(as_json)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from noesis.core.csv_table import Rows, write_csv
 from noesis.core.files import make_folder
 from noesis.core.rooted import remove
 from noesis.pipeline.comparison.table import Comparison
+from noesis.pipeline.csv_table import Rows, write_csv
 from noesis.pipeline.results import Choice, RunResults
 from noesis.pipeline.stages.influence.figures import stored_influence
 from noesis.run.directory import Run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from noesis.core.csv_table import csv_text, write_csv
+from noesis.pipeline.csv_table import csv_text, write_csv
 
 
 def test_a_table_reads_back_with_every_column_that_some_row_has(tmp_path: Path):
