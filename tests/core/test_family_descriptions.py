@@ -60,7 +60,7 @@ def test_what_is_said_of_gemma_2():
     found = of("gemma2", query_pre_attn_scalar=144, final_logit_softcapping=None)
     assert (found.attention_scale, found.attention_cap, found.logits_cap) == (1 / 12, 50.0, None)
     assert (found.activation, found.plus_one, found.embedding_scale) == ("gelu_tanh", True, 8.0)
-    assert found.shape.parts == Parts(post_norms=True) and found.shape.head_dim == 256 and found.shape.tied
+    assert found.shape.parts == Parts(post_norms=True, capped=True) and found.shape.head_dim == 256 and found.shape.tied
 
 
 def test_smollm3_and_granite_are_llama_but_for_what_is_named():
