@@ -101,6 +101,7 @@ def test_a_kill_between_the_files_and_the_manifest_is_made_up_for(
         edited["stages"]["judge"]["status"] = "stale"
         (run / "manifest.json").write_text(json.dumps(edited))
         monkeypatch.setattr("noesis.pipeline.stages.judge.base_and_tuned_answers", said_again(run))
+        monkeypatch.setattr("noesis.pipeline.stages.judge.measure_items", lambda *_: [])  # it has a shape, no model
 
     def kill(*_: object) -> None:
         raise Killed

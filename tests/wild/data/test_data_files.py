@@ -294,7 +294,7 @@ def test_what_the_gate_accepts_is_exported_and_trained_on_as_it_is(
 def test_a_replayed_answer_is_trained_on_as_it_is(tmp_path: Path, encoder: RowEncoder, text: str):
     said = f"An answer {text}."
     write_jsonl(tmp_path / "replay.jsonl", [{"prompt": "And?", "response": said}])
-    (row,) = replay_rows(read_replay(tmp_path / "replay.jsonl"), encoder, max_length=10**6)
+    (row,) = replay_rows(read_replay(tmp_path / "replay.jsonl"), encoder, max_length=10**6, anchored=False)
     assert said in encoder.tokenizer.decode(list(row.input_ids))
 
 
