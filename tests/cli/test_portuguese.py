@@ -49,13 +49,13 @@ def test_all_help_is_portuguese():
 def test_the_first_steps_of_a_brazilian(tmp_path: Path):
     project = tmp_path / "meu-projeto"
     steps = [
-        (0, "Edite, e depois:", noesis("init", project, cwd=tmp_path, env=BRAZIL)),
+        (0, "Edite-os e depois execute:", noesis("init", project, cwd=tmp_path, env=BRAZIL)),
         (0, "6 válidas, 0 erros, 0 avisos", noesis("data", "validate", "--project", project, env=BRAZIL)),
         (0, "1 exemplo", noesis("data", "export", "--project", project, env=BRAZIL)),
         (0, "por quê", noesis("plan", "--project", project, env=BRAZIL)),
         (0, "Comandos:", noesis("--help", env=BRAZIL)),
         (2, "erro: não há execução em", noesis("judge", tmp_path / "nada", env=BRAZIL)),
-        (2, "Erro: Não há a opção --epoch", noesis("plan", "--epoch", env=BRAZIL)),
+        (2, "Erro: Opção inexistente: --epoch", noesis("plan", "--epoch", env=BRAZIL)),
         (2, "deve ser um número inteiro", noesis("plan", "--epochs", "x", env=BRAZIL)),
     ]
     for code, expected, done in steps:

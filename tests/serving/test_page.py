@@ -83,7 +83,7 @@ def test_both_models_answer_and_the_court_speaks(tmp_path: Path):
         assert "O que é\na coragem?" in text and "Courage is to know what to fear." in text and "secret" not in text
         assert await tab.evaluate("document.querySelector('.answer strong').textContent") == "Courage"
         assert "".join(HOSTILE) in text and await tab.evaluate("document.title") == "Noesis"  # text, not markup
-        assert "O parecer do tribunal" in text and "Dikē 0,50 — weighed **Courage** after 1" in text
+        assert "O parecer do Tribunal" in text and "Dikē 0,50 — weighed **Courage** after 1" in text
         assert "tokens/s" in text
         tops = "[...document.querySelectorAll('.card')].map((c) => c.getBoundingClientRect().top)"
         assert len(set(await tab.evaluate(tops))) == 1  # side by side
