@@ -22,7 +22,7 @@ from noesis.core.config import Config
 from noesis.core.console import command, say
 from noesis.core.errors import CapError, RunError, UsageError
 from noesis.core.files import sha256_file, sweep, sync_file, utc_now, write_json, write_text
-from noesis.core.i18n import _, in_english, joined
+from noesis.core.i18n import N_, _, in_english, joined
 from noesis.core.libraries import library_versions
 from noesis.run.adapter_names import EPOCH, folder_of, seed_folders
 from noesis.run.archive import MOVING, RUN_FILES, archive, finish_archiving
@@ -189,8 +189,9 @@ class Run:
         """
         record = self._manifest.stages.get(stage)
         outputs = record.outputs.items() if record else ()
+        said = {"missing": N_("{name}: missing"), "changed": N_("{name}: changed")}
         problems = {name: self._problem(self.path / name, o, thoroughly=thoroughly) for name, o in outputs}
-        return [f"{name}: {problem}" for name, problem in problems.items() if problem]
+        return [_(said[problem], name=name) for name, problem in problems.items() if problem]
 
     def vouches_for(self, stage: str, file: Path, *, thoroughly: bool = False) -> bool:
         """Whether a stage lists `file`, and it is as the stage left it; `thoroughly` as in `changed`."""
