@@ -10,13 +10,13 @@ WIDTH = 100  # columns of the help
 ENVIRONMENT = {
     "NOESIS_PROJECT": "The project's folder, unless --project gives one; else the nearest at or above this folder.",
     "NOESIS_LANG": "The language that is spoken, pt or en, unless --lang gives one; else that of the locale.",
-    "NOESIS_API_KEY": "The key of noesis serve; what is set here is never printed.",
+    "NOESIS_API_KEY": "The key that the server asks for; what is set here is never printed.",
     "NOESIS_CACHE": "Where converted models and judges' replies are kept; default: ~/.cache/noesis.",
     "NOESIS_KEY_<HOST>": "The key of a judge's endpoint at that host.",
     "HF_TOKEN": "For models on the Hugging Face Hub whose licence must be accepted.",
 }
 EXIT_CODES = {
-    "0": "Done; for noesis judge: APPROVED.",
+    "0": "Done; of a judgement: APPROVED.",
     "1": "Failed.",
     "2": "A wrong argument, or a file that is missing.",
     "3": "REJECTED.",
