@@ -63,7 +63,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_llms.py
 
 docs-check: $(STAMP)
-	for made in cli kept_items croissant costs tree attacks llms; do $(BIN)/python docs/make_$$made.py --check || exit 1; done
+	for made in cli messages kept_items croissant costs tree attacks llms; do $(BIN)/python docs/make_$$made.py --check || exit 1; done
 
 # The documents as a site, in both languages; a broken link fails it. The tools have an environment of their own.
 site: $(VENV)-site/.set-up

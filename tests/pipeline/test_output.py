@@ -44,7 +44,7 @@ def test_every_line_of_the_demo_is_ours_and_its_next_command_can_be_pasted(tiny_
     lines = done.stdout.splitlines()
     assert [line for line in lines if not OURS.fullmatch(line)] == []
     assert "PosixPath" not in done.stdout
-    assert [line[:5] for line in lines if line.startswith("[")] == [f"[{n}/8]" for n in range(1, 9)]
+    assert [line[:5] for line in lines if line.startswith("[")] == [f"[{n}/9]" for n in range(1, 10)]
     words = shlex.split(lines[-1].removeprefix("Next:"))
     assert words[-3:-1] == ["noesis", "chat"]
     assert (project / words[-1] / "manifest.json").is_file()

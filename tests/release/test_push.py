@@ -124,7 +124,7 @@ def test_what_keeps_a_run_from_being_pushed(hub: Hub, run: Path, monkeypatch: py
     one_message(push(run, allow=""), "--allow undecided")
     one_message(push(run, allow="everything"), "choose from undecided, conditional, rejected, uncertified", 2)
     monkeypatch.setattr(RunResults, "ruling", Ruling("REJECTED", "Veritas is below its floor"))
-    one_message(push(run), "is REJECTED (Veritas is below its floor)")
+    one_message(push(run), "has the verdict REJECTED (Veritas is below its floor)")
     assert push(run, allow="rejected").returncode == 0
     monkeypatch.undo()
     hub.requests.clear()

@@ -211,7 +211,7 @@ def push(
 
     >>> noesis.push(run, "my-philosopher")  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
-    noesis.core.errors.RunError: runs/mine is UNDECIDED (no judge …), so it is not pushed; …
+    noesis.core.errors.RunError: runs/mine has the verdict UNDECIDED (no judge …), so it is not pushed; …
 
     Args:
         repo: `owner/name`, or `name` for one's own account.

@@ -137,7 +137,7 @@ def _verdict_problem(run: Run) -> tuple[str, str] | None:
         return None
     if ruling.verdict == APPROVED:
         return UNDECIDED.lower(), _("was changed since it was judged")
-    told = _("is {verdict} ({reason})", verdict=ruling.verdict, reason=retold(ruling.reason))
+    told = _("has the verdict {verdict} ({reason})", verdict=ruling.verdict, reason=retold(ruling.reason))
     return ruling.verdict.lower(), told
 
 
