@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.core.jsonl import LineError, id_problem, parse_object
 from noesis.core.language import missing_accents, other_language
 from noesis.core.text import NAMED_TOKEN, control_token, normalised
@@ -110,7 +110,7 @@ def _field_errors(error: ValidationError, row: dict[str, Any]) -> Iterator[Findi
             )
         elif item["type"] != "extra_forbidden":
             message = item["msg"].removeprefix("Value error, ").replace("Tuple", "List").replace("tuple", "list")
-            yield Finding("bad-field", f"{name}: {message}")
+            yield Finding("bad-field", _("{name}: {message}", name=name, message=retold(message)))
         elif ALIASES.get(name) not in missing:  # else it was named with the missing field
             yield Finding("unknown-field", _("unknown field {name!r}", name=name))
 
