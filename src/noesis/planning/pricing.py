@@ -48,17 +48,17 @@ MOST_CORES = 8  # that answering gains from: it is bound by memory
 PROMPT_TOKENS = 430  # of a prompt with the system prompt
 DECODE_START, DECODE_LAUNCH = 1.0, 1.0e-4  # of a batch on a GPU, seconds; per token and layer
 DECODE_TRAFFIC = 1.5  # bytes moved per byte of the weights and token
-MERGED_LOAD = 3e-9  # seconds per weight to read and merge a model before it answers on a GPU
+MERGED_LOAD = 0.5e-9  # seconds per weight to read and merge a model before it answers on a GPU
 KEYED_ROWS, KEYED_TOKENS = 2, 60  # passes a keyed item takes in the dial, and tokens of each
-MERGE_SERIAL, MERGE_PARALLEL = 8e-9, 52e-9  # seconds per weight, and times cores
+MERGE_SERIAL, MERGE_PARALLEL = 6e-9, 52e-9  # seconds per weight, and times cores
 SAMPLED_LAUNCHES, SAMPLED_SPEED = 4.0, 0.5  # of the engine's sampling beside decoding and training (estimates)
 CERTIFY_START = 12.0  # strings, templates, audits
 CERTIFIED_TOKENS = 2100  # compared in each file, answers included
-WRITE_SECONDS = 20e-9  # per weight and file
+WRITE_SECONDS = 9e-9  # per weight and file
 REFERENCES = 2  # models in float32 that files are compared with: the adapter on its base, and the merged one
 LLAMA_FLOPS, REFERENCE_FLOPS = 100e9, 60e9  # reached on RATED_CORES
 REFERENCE_START, GPU_REFERENCE_START = 16.0, 3.0  # seconds: loading, greedy answers
-REFERENCE_LOAD = 10e-9  # seconds per weight to read one onto a GPU
+REFERENCE_LOAD = 4e-9  # seconds per weight to read one onto a GPU
 
 
 @dataclass(frozen=True)
