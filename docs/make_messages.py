@@ -1,8 +1,9 @@
 """Gather the messages of the package and compile their translations: `make messages`; --check only compares.
 
-Messages are what `_`, `ngettext` and `N_` are called with, the help of every command and option, and the words of typer
-and pydantic that reach a user. New ones are appended to the `.po` files without a translation; those that are gone are
-dropped. Babel does the work: https://babel.pocoo.org/en/latest/api/messages/index.html
+Messages are what `_`, `ngettext` and `N_` are called with, the comments of the settings files, the help of every
+command and option, and the words of typer and pydantic that reach a user. New ones are appended to the `.po` files
+without a translation; those that are gone are dropped. Babel does the work:
+https://babel.pocoo.org/en/latest/api/messages/index.html
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from noesis.cli import app
 from noesis.core.i18n import speak
 from noesis.core.i18n.catalogue import DOMAIN, FOLDER
 from noesis.core.i18n.speech import LOCALES
+from noesis.core.project import Project
+from noesis.workspace.comments import comments
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "noesis"
+PROJECT = Project(Path(__file__).resolve().parents[1])
+SOURCE = PROJECT.root / "src" / "noesis"
 KEYWORDS = {"_": None, "N_": None, "ngettext": (1, 2)}
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 HEADER = """\
@@ -138,6 +142,9 @@ def messages() -> Catalog:
         found.add(
             (f"{{count:,}} {noun}", f"{{count:,}} {noun}s"), locations=[("noesis/pipeline/stages/page.html", None)]
         )
+    for file in (PROJECT.training_yaml, PROJECT.lora_yaml):
+        for text in comments(file.read_text(encoding="utf-8")):
+            found.add(text, locations=[(file.name, None)])
     speak("en")
     for text in _help(typer.main.get_command(app)):
         found.add(text, locations=[("noesis --help", None)])

@@ -110,6 +110,13 @@ def test_what_a_record_says_is_told_again():
         assert retold("no errors") == "no errors"
 
 
+def test_braces_that_stand_for_themselves_are_no_fields():
+    comment = "USD a million tokens, for --max-usd: {a-model: {prompt: 0.15, completion: 0.60}}"
+    with speaking("pt"):
+        assert retold(comment) == _(comment) != comment
+        assert retold("USD a million tokens, for --max-usd: mine") == "USD a million tokens, for --max-usd: mine"
+
+
 def test_a_hostile_text_is_soon_given_up():
     with speaking("pt"):
         began = time.monotonic()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from noesis.constitution.document import load_constitution
 from noesis.core.config import load_config
+from noesis.core.i18n import spoken
 from noesis.core.jsonl import jsonl_files
 from noesis.core.project import Project, find_project
 from noesis.dataset.checks.length import find_token_counter
@@ -17,7 +18,7 @@ from noesis.workspace.own_project import Purpose
 
 
 def create_project(
-    folder: str | Path, *, domain: str | None = None, name: str | None = None, language: str = "pt"
+    folder: str | Path, *, domain: str | None = None, name: str | None = None, language: str | None = None
 ) -> Project:
     """A new project in an empty folder.
 
@@ -29,13 +30,13 @@ def create_project(
         domain: what the assistant is for; constitution, examples, judges and questions are drafted for it, to be
             edited. Default: the philosopher that Noesis comes with, and three examples.
         name: of the assistant, with `domain`; default: the folder's.
-        language: of the drafts, ISO 639-1.
+        language: of the drafts and of the settings' comments, ISO 639-1; default: the one that is spoken.
 
     Raises:
         UsageError: the folder is not empty, or a name or language that can't be.
     """
-    root = Path(folder)
-    write_project(root, Purpose(name or root.resolve().name, domain, language) if domain else None)
+    root, language = Path(folder), language or spoken()
+    write_project(root, Purpose(name or root.resolve().name, domain, language) if domain else None, language)
     return Project(root)
 
 

@@ -24,8 +24,13 @@ def init(
         str | None, typer.Option("--name", metavar="NAME", help="The assistant's name; default: the folder's.")
     ] = None,
     language: Annotated[
-        str, typer.Option("--language", metavar="CODE", help="Its language: pt, en, es; others get English drafts.")
-    ] = "pt",
+        str | None,
+        typer.Option(
+            "--language",
+            metavar="CODE",
+            help="Its language: pt, en, es; others get English drafts; default: the one that is spoken.",
+        ),
+    ] = None,
 ) -> None:
     """Create a project of your own: settings, a constitution, examples, judges and questions, all to be edited.
 
@@ -36,19 +41,21 @@ def init(
     import sys
 
     from noesis.core.console import command, say
+    from noesis.core.i18n import spoken
     from noesis.workspace.new_project import create_project
     from noesis.workspace.own_project import Purpose
 
+    language = language or spoken()
     if domain is None and sys.stdin.isatty() and sys.stdout.isatty():
         say(_("What is the assistant for? An assistant for … (Enter: the philosopher that Noesis comes with)"))
-        domain = input("  domain    ").strip() or None
+        domain = input(_("  domain    ")).strip() or None
         if domain:
-            language = input(f"  language  [{language}] ").strip() or language
-            name = input(f"  name      [{name or folder.name}] ").strip() or name
+            language = input(_("  language  [{language}] ", language=language)).strip() or language
+            name = input(_("  name      [{name}] ", name=name or folder.name)).strip() or name
     if domain is None and name is not None:
         raise typer.BadParameter(_("--name needs --domain"))
     purpose = Purpose(name or folder.resolve().name, domain, language) if domain else None
-    for file in create_project(folder, purpose):
+    for file in create_project(folder, purpose, language):
         say(f"  {file}")
     if purpose is not None:
         say(_("Read {folder}: it says what to change.", folder=folder / "README.md"))

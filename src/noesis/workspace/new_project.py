@@ -7,11 +7,12 @@ from pathlib import Path
 from noesis.core.config.schema import write_schemas
 from noesis.core.errors import UsageError
 from noesis.core.files import copy_file, copy_folder, write_text
-from noesis.core.i18n import _
+from noesis.core.i18n import _, spoken
 from noesis.core.jsonl import iter_lines, parse_object
 from noesis.core.language import Language
 from noesis.core.machine.package_files import package_files
 from noesis.core.project import Project
+from noesis.workspace.comments import commented
 from noesis.workspace.own_project import Purpose, write_own_project
 
 LANGUAGES: tuple[Language, ...] = ("pt", "en")
@@ -22,11 +23,12 @@ EXAMPLES = {  # category: id
 }
 
 
-def create_project(folder: Path, purpose: Purpose | None = None) -> list[Path]:
+def create_project(folder: Path, purpose: Purpose | None = None, language: str | None = None) -> list[Path]:
     """Write the files of a new project and return them.
 
     Args:
         purpose: what it is for; None: Noesis's own constitution and three of its examples, to begin with.
+        language: of the settings' comments without a purpose, which has its own; default: the one that is spoken.
 
     Raises:
         UsageError: the folder is not empty, or the installation is incomplete.
@@ -37,20 +39,22 @@ def create_project(folder: Path, purpose: Purpose | None = None) -> list[Path]:
     if purpose is not None:
         return write_own_project(project, purpose)
     return [
-        *_copy_settings(starter, project),
+        *_copy_settings(starter, project, language or spoken()),
         *write_schemas(project),
         _copy_tribunal(starter, project),
         *_copy_examples(starter, project),
     ]
 
 
-def _copy_settings(starter: Project, project: Project) -> list[Path]:
-    written = []
-    for source in (starter.constitution, starter.prompt_lists, starter.lora_yaml, starter.training_yaml):
-        target = project.root / source.relative_to(starter.root)
+def _copy_settings(starter: Project, project: Project, language: str) -> list[Path]:
+    for source, target in (
+        (starter.constitution, project.constitution),
+        (starter.prompt_lists, project.prompt_lists),
+    ):
         copy_file(source, target)
-        written.append(target)
-    return written
+    for source, target in ((starter.lora_yaml, project.lora_yaml), (starter.training_yaml, project.training_yaml)):
+        write_text(target, commented(source.read_text(encoding="utf-8"), language))
+    return [project.constitution, project.prompt_lists, project.lora_yaml, project.training_yaml]
 
 
 def _copy_tribunal(starter: Project, project: Project) -> Path:

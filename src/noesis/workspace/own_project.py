@@ -13,17 +13,19 @@ from typing import Any
 
 from noesis.core.config.schema import write_schemas
 from noesis.core.errors import UsageError
-from noesis.core.files import copy_file, write_text
-from noesis.core.i18n import _
+from noesis.core.files import write_text
+from noesis.core.i18n import N_, _
 from noesis.core.language import CODES
 from noesis.core.machine.package_files import package_files
 from noesis.core.project import Project
 from noesis.core.text import slug_of
 from noesis.core.yaml_file import yaml_text
+from noesis.workspace.comments import commented
 from noesis.workspace.draft_tribunal import draft_tribunal
 from noesis.workspace.starter import Starter, filled, read_starter
 
 LONGEST = 200  # characters of a name or domain
+HELD_OUT = N_("held out of 124; other counts keep the proportion, and hold out a fifth at most")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Purpose:
 def write_own_project(project: Project, purpose: Purpose) -> list[Path]:
     """Write all files of the project and return them."""
     starter, words = read_starter(purpose.language), {"name": purpose.name, "domain": purpose.domain}
+    source = Project(package_files())
     examples = project.training / "examples" / purpose.language / "examples.jsonl"
     rows = [{"language": purpose.language} | filled(row, words) for row in starter.examples]
     readme = filled(starter.readme, words | {"examples": examples.relative_to(project.root).as_posix()})
@@ -65,13 +68,13 @@ def write_own_project(project: Project, purpose: Purpose) -> list[Path]:
         project.root / "README.md": readme,
         project.constitution: _constitution(starter, purpose, words),
         project.prompt_lists: _prompt_lists(starter, purpose, words),
-        project.training_yaml: _settings(Project(package_files()), starter, purpose),
+        project.training_yaml: commented(_settings(source, starter, purpose), purpose.language),
+        project.lora_yaml: commented(source.lora_yaml.read_text(encoding="utf-8"), purpose.language),
         examples: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
     }
     for file, text in texts.items():
         write_text(file, text)
-    copy_file(Project(package_files()).lora_yaml, project.lora_yaml)
-    return [*texts, project.lora_yaml, *write_schemas(project), *draft_tribunal(project, purpose.domain)]
+    return [*texts, *write_schemas(project), *draft_tribunal(project, purpose.domain)]
 
 
 def _constitution(starter: Starter, purpose: Purpose, words: dict[str, str]) -> str:
@@ -119,7 +122,7 @@ def _settings(source: Project, starter: Starter, purpose: Purpose) -> str:
         (r"(?m)^  language: .*SmolLM2.*\n", ""),  # of the demo: the project's
         (r"(?m)^(  app: )\S+", rf"\g<1>{slug}-training"),
         (r"(?m)^(  volume: )\S+", rf"\g<1>{slug}-data"),
-        (r" # held out of 124.*", " # held out of 124; other counts keep the proportion, and hold out a fifth at most"),
+        (r" # held out of 124.*", f" # {HELD_OUT}"),
     ):
         text, found = re.subn(pattern, replacement, text, count=1)
         assert found, pattern  # the file that comes with Noesis; a test makes a project of it

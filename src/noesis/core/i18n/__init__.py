@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from noesis.core.i18n.catalogue import N_, Message, _, in_english, joined, ngettext, number, spelled
+from noesis.core.i18n.catalogue import N_, Message, _, in_english, joined, ngettext, number, spelled, translated
 from noesis.core.i18n.retell import retold
 from noesis.core.i18n.speech import SPOKEN, VARIABLE, speak, spoken
 
@@ -20,4 +20,5 @@ __all__ = [
     "speak",
     "spelled",
     "spoken",
+    "translated",
 ]

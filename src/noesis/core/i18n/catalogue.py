@@ -57,6 +57,12 @@ def _(message: str, /, **values: Any) -> str:
     return _filled(message, message if catalogue is None else catalogue.gettext(message), values)
 
 
+def translated(message: str, code: str) -> str:
+    """`message` in the language `code`, whichever is spoken; in English if it has no catalogue."""
+    catalogue = _catalogue(code)
+    return message if catalogue is None else catalogue.gettext(message)
+
+
 def ngettext(one: str, many: str, count: int, /, **values: Any) -> str:
     """`one` or `many` by the language's rule for `count`, which is also a value: `{count:,} row`, `{count:,} rows`."""
     english = one if count == 1 else many

@@ -19,6 +19,7 @@ LEAST = 6  # characters of its own that a key has, to be told from others; with 
 LEAST_BEHIND = 10
 LONGEST = 4000  # characters; what is longer is no message
 DEEPEST = 4  # a reason inside a reason inside a message
+FIELD = re.compile(r"[\w.]+")  # the name of one
 AMOUNT = re.compile(r"[+-]?\d[\d,]{0,20}(?:\.\d{1,20})? (?:s|B|kB|MB|GB|TB)")
 FIGURE = re.compile(r"[+-]?\d{1,9}\.\d{3,9}(?: \[[+-]?\d{1,9}\.\d{1,9}, [+-]?\d{1,9}\.\d{1,9}\])?")  # an interval
 
@@ -113,6 +114,8 @@ def _is_telling(key: Key) -> bool:
 
 def _key(text: str, one: str, plural: bool) -> Key:
     pieces = list(Formatter().parse(text)) if "{" in text else [(text, None, None, None)]
+    if not all(name is None or FIELD.fullmatch(name) for _, name, _, _ in pieces):
+        pieces = [(text, None, None, None)]  # braces that stand for themselves
     begins, fields = str(pieces[0][0]), []
     for place, (_, name, specification, _) in enumerate(pieces):
         if name is not None:
