@@ -197,7 +197,7 @@ def test_signals(tmp_path: Path, first: int, again: bool):
     try:
         assert "loading" in process.stdout.readline()
         port = int(process.stdout.readline())
-        client = Client(f"http://127.0.0.1:{port}", port)
+        client = Client(f"http://127.0.0.1:{port}", port, process.terminate)
         sock = client.begin_stream(50_000 if again else 2000)
         process.send_signal(first)
         until(lambda: not answers(port))

@@ -103,7 +103,8 @@ def report(command: tuple[str, ...], folder: Path, finished: Path, weather: str)
         after = contents(project)
     lost = sorted(name for name, text in before.items() if text not in after.values())  # it may have been moved
     parts = [name for name in after if ".part" in name]
-    whole = bool(json.loads((project / "runs" / "run" / "manifest.json").read_text()))
+    # where there is no room for the manifest of the run that takes its place, the old one lies in the archive
+    whole = all(json.loads(file.read_text()) for file in (project / "runs").rglob("manifest.json"))
     return {"code": code, "said": said, "lost": lost, "parts": parts, "whole": whole}
 
 

@@ -256,7 +256,7 @@ def _name_rope_twice(config: Path) -> None:
     Programs that know only those (MLX's Llama of 2026, for one) take a rotary base of 10,000 where they miss them, and
     say nothing.
     """
-    raw = read_json_file(config, constants=False)
+    raw = read_json_file(config, constants=False) if config.is_file() else {}
     rope = raw.get("rope_parameters")
     if not isinstance(rope, dict) or "rope_theta" not in rope or raw.keys() & {"rope_theta", "rope_scaling"}:
         return

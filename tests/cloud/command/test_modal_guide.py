@@ -71,7 +71,7 @@ def test_every_command_of_the_guide_works(guide) -> None:
     assert re.search(r"its log:  modal app logs ap-\w+ -f$", trained, re.M)
     assert "close this terminal" not in done["modal run --detach scripts/modal_train.py --epochs 3"].stdout
     watched = done["noesis cloud watch --once"].stdout
-    assert "done; done: export, plan, train, choose, judge, merge, gguf, report" in watched
+    assert "done; done: export, plan, train, choose, dial, judge, merge, gguf, report" in watched
     assert "metered" in done["noesis cloud cost"].stdout
 
 
