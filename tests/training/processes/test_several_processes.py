@@ -15,7 +15,7 @@ import pytest
 
 from noesis.training.job import TrainJob
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full  # a minute
 
 TRAINS = """
 import json, signal, sys
