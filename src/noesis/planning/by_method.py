@@ -137,8 +137,10 @@ def sft_plan(
     if not reasons:
         return plan
     training, seconds = plan.stages[0], more.seconds
+    tokens = plan.tokens_per_epoch * plan.epochs
     return replace(
         _with_more_training(plan, seconds, training.usd * seconds / training.seconds),
+        tokens_per_s=round(tokens / (tokens / plan.tokens_per_s + more.sampling + more.reading), 1),
         start_seconds=round(plan.start_seconds + more.writing, 1),
         seconds=round(plan.seconds + seconds, 1),
         reasons=(*plan.reasons, *reasons),

@@ -49,7 +49,8 @@ PROMPT_TOKENS = 430  # of a prompt with the system prompt
 DECODE_START, DECODE_LAUNCH = 1.0, 1.0e-4  # of a batch on a GPU, seconds; per token and layer
 DECODE_TRAFFIC = 1.5  # bytes moved per byte of the weights and token
 MERGED_LOAD = 0.5e-9  # seconds per weight to read and merge a model before it answers on a GPU
-KEYED_ROWS, KEYED_TOKENS = 2, 60  # passes a keyed item takes in the dial, and tokens of each
+KEYED_ROWS, KEYED_TOKENS = 2, 60  # rows that a keyed item takes, and tokens of each
+KEYED_PASS = 0.5  # of a scored row's time on a GPU that such a row takes: they are short, and go several at once
 MERGE_SERIAL, MERGE_PARALLEL = 6e-9, 52e-9  # seconds per weight, and times cores
 SAMPLED_LAUNCHES, SAMPLED_SPEED = 4.0, 0.5  # of the engine's sampling beside decoding and training (estimates)
 CERTIFY_START = 12.0  # strings, templates, audits
@@ -269,16 +270,26 @@ def dial_seconds(task: PlanningTask) -> float:
         loading *= 2
     if kind == "cuda":
         row = max(FORWARD_LAUNCH * task.shape.layers, 2 * task.shape.parameters * mean / task.gpu.half)
-        return loading + (pairs + short) * row
+        return loading + (pairs + KEYED_PASS * short) * row
     return loading + (pairs * mean + short * KEYED_TOKENS) / (FORWARD_SPEED * task.cpu_tokens_per_second)
 
 
 def judge_seconds(task: PlanningTask) -> float:
-    """Answers of base and tuned model to held-out prompts; one is loaded, and turned into the other."""
-    tribunal = task.config.training.tribunal
-    if not tribunal.answers:
-        return 0.0
-    return _start(task) + 2 * _answering(task, tribunal.answers, tribunal.max_new_tokens)
+    """Answers of base and tuned model to held-out prompts, and the small tasks by both.
+
+    One model is loaded for each part, and turned into the other.
+    """
+    tribunal, seconds = task.config.training.tribunal, 0.0
+    if tribunal.answers:
+        seconds += _start(task) + 2 * _answering(task, tribunal.answers, tribunal.max_new_tokens)
+    if tribunal.kept_items:
+        rows = 2 * KEYED_ROWS * tribunal.kept_items
+        seconds += CHOOSE_START[task.device.kind] + load_seconds(task.shape, rented=task.rented)
+        if task.device.kind == "cuda":
+            seconds += KEYED_PASS * rows * FORWARD_LAUNCH * task.shape.layers
+        else:
+            seconds += rows * KEYED_TOKENS / (FORWARD_SPEED * task.cpu_tokens_per_second)
+    return seconds
 
 
 def own_answer_seconds(task: PlanningTask, answers: int) -> float:
