@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,12 @@ Values = dict[tuple[int, str], float]  # (seed, example or item) → figure
 
 
 def read(file: Path) -> Lines:
-    """The lines of a results file; one that was cut off is left out."""
+    """The lines of a results file, which may be compressed; one that was cut off is left out."""
+    if not file.is_file():
+        return []
+    whole = file.read_bytes()
     lines = []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    for text in (gzip.decompress(whole) if file.suffix == ".gz" else whole).decode().splitlines():
         try:
             lines.append(json.loads(text))
         except ValueError:

@@ -13,6 +13,7 @@ import pytest
 from helpers.project import ROOT
 from noesis.pipeline.in_short import Answer, in_short
 from noesis.run.directory import load_run
+from noesis.tribunal.kept.figures import KeptFigures, KeptGroup
 
 GOLDEN = ROOT / "tests" / "helpers" / "golden_run"
 
@@ -60,6 +61,20 @@ def test_five_questions_are_answered_in_order(tmp_path: Path) -> None:
     asked = ["Did it help?", "What did it break?", "At which strength?", "What does it cost?", "What next?"]
     assert [answer.question for answer in found] == asked
     assert all(answer.text for answer in found) and "chat" in found[-1].command
+
+
+def with_kept(lost: int) -> Callable[[dict[str, Any]], None]:
+    """Of 48 small tasks the base could do 34, and so many of them are lost."""
+    base = [True] * 34 + [False] * 14
+    group = KeptGroup.of(base, [False] * lost + base[lost:], [0.0] * 48)
+    return lambda stages: stages["judge"]["result"].update(kept=KeptFigures("0" * 64, group).to_json())
+
+
+def test_what_was_lost_beyond_chance_comes_with_what_keeps_more(tmp_path: Path) -> None:
+    broke = answers(tmp_path / "many", with_kept(14))[1]
+    assert broke.tone == "bad" and "lost 14 of the 34" in broke.text and "--kl-weight 1" in broke.text
+    chance = answers(tmp_path / "few", with_kept(2))[1]
+    assert chance.tone == "" and "--kl-weight" not in chance.text
 
 
 def test_before_the_stage_judge_there_is_nothing_to_say(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def in_short(run: Run) -> list[Answer]:
     results = RunResults(run)
     if (judged := results.judge) is None:
         return []
-    return [_helped(results, judged), _broke(judged), _strength(results), _cost(run, results), _next(run, results)]
+    return [_helped(results, judged), _broke(run, judged), _strength(results), _cost(run, results), _next(run, results)]
 
 
 def _helped(results: RunResults, judged: JudgeResult) -> Answer:
@@ -81,7 +81,7 @@ def _margin_gain(found: Preference) -> tuple[float, tuple[float, float]]:
     return sum(gains) / max(len(gains), 1), bootstrap(sums, counts)
 
 
-def _broke(judged: JudgeResult) -> Answer:
+def _broke(run: Run, judged: JudgeResult) -> Answer:
     question = _("What did it break?")
     if judged.kept is None:
         return Answer(question, _("Not measured."), "wait")
@@ -103,7 +103,12 @@ def _broke(judged: JudgeResult) -> Answer:
     if group.caution:
         caution = retold(group.caution)
         said += f" {caution[:1].upper()}{caution[1:]}."
-    return Answer(question, said, "bad" if group.lost > group.gained and group.p < 0.05 else "")
+    if group.lost <= group.gained or group.p >= 0.05:
+        return Answer(question, said)
+    training = run.config().training
+    if training.method == "sft" and not training.replay.kl_weight:
+        said += " " + _("Training with --kl-weight 1 keeps more.")
+    return Answer(question, said, "bad")
 
 
 def _strength(results: RunResults) -> Answer:
