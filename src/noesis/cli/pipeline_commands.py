@@ -48,6 +48,15 @@ def demo(
         typer.Option("--run", metavar="DIR", help="Run directory; default: runs/demo, with --model runs/demo-<name>."),
     ] = None,
     model: ModelOption = None,
+    language: Annotated[
+        str | None,
+        typer.Option(
+            "--language",
+            metavar="CODE",
+            help="Train on the project's examples in this language, or both; default: demo: language in "
+            "training_config.yaml.",
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Train one epoch on a few examples, to check the installation.")
     ] = False,
@@ -72,6 +81,7 @@ def demo(
         found,
         run or found.runs / demo_run_name(model),
         model=model,
+        language=language,
         quick=quick,
         fresh=fresh,
         judges=judges,
