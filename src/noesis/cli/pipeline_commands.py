@@ -11,6 +11,7 @@ from noesis.cli.options import (
     AgainOption,
     AskOption,
     EpochsOption,
+    ExamplesLanguageOption,
     FreshOption,
     GateOption,
     JsonOption,
@@ -48,15 +49,7 @@ def demo(
         typer.Option("--run", metavar="DIR", help="Run directory; default: runs/demo, with --model runs/demo-<name>."),
     ] = None,
     model: ModelOption = None,
-    language: Annotated[
-        str | None,
-        typer.Option(
-            "--language",
-            metavar="CODE",
-            help="Train on the project's examples in this language, or both; default: demo: language in "
-            "training_config.yaml.",
-        ),
-    ] = None,
+    language: ExamplesLanguageOption = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Train one epoch on a few examples, to check the installation.")
     ] = False,
