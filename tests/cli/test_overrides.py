@@ -94,7 +94,7 @@ DATA = {"data export": command("data export"), "data inspect": command("data ins
         ({"max_examples": 9}, CLI, {"max_examples": 9}),
         ({"max_usd": 3.5}, TRAIN | DEMO, {"training.budget.max_usd": 3.5}),
         ({"max_minutes": 45.0}, TRAIN | DEMO, {"training.budget.max_minutes": 45.0}),
-        ({"language": "both"}, DATA, {"training.data.language": "both"}),
+        ({"language": "both"}, DATA | DEMO, {"training.data.language": "both"}),
     ],
 )
 def test_an_option_means_the_same_everywhere(
@@ -130,8 +130,8 @@ def demo_settings(project: Project, settings: dict[str, Any], method: str) -> Co
     demo = load_config(project).training.demo
     return load_config(
         project,
-        settings
-        | {"training.model": demo.model, "training.data.language": demo.language}
+        {"training.model": demo.model, "training.data.language": demo.language}
+        | settings
         | {"training.tribunal.kept_items": demo.kept_items}
         | ({} if method == "dpo" else {"training.learning_rate": demo.learning_rate}),
     )

@@ -217,7 +217,7 @@ def test_a_card_that_never_comes_ends_in_a_message_and_an_optional_stage_blocks_
         assert clock.now < 10 * 3600
     elif starved not in OPTIONAL:
         assert f"{starved.removesuffix('_served')} did not end within" in result.error
-        assert "there may have been no card" in result.error
+        assert "there may have been no GPU" in result.error
         assert QUEUE_S < clock.now < 24 * 3600
 
 

@@ -104,6 +104,20 @@ def test_what_a_record_says_is_told_again():
         assert retold("1 loses 0.0100 [0.0000, 0.0200] of the 24 keyed items, within 0.05") == (
             "1 perde 0,0100 [0,0000, 0,0200] dos 24 itens com gabarito, dentro de 0,05"
         )
+        assert retold(
+            "1 loses 0.1250 [-0.0417, 0.3333] of the 24 keyed items, above 0.05 but not beyond chance; 1.25 does not "
+            "help beyond chance (margin 0.1159 [0.0973, 0.1404] higher, held-out loss 0.0172 [0.0084, 0.0265] higher)"
+        ) == (
+            "1 perde 0,1250 [-0,0417, 0,3333] dos 24 itens com gabarito, acima de 0,05 mas não além do acaso; 1,25 não "
+            "ajuda além do acaso (margem 0,1159 [0,0973, 0,1404] maior, perda na validação 0,0172 [0,0084, 0,0265] maior)"
+        )
+        assert retold(
+            "epoch_1 is out: its held-out loss is 0.0291 [0.0163, 0.0432] above that of epoch_0; "
+            "epoch_0 is used, the only one left on 13 held-out examples (no judge is set)"
+        ) == (
+            "epoch_1 sai: a perda na validação é 0,0291 [0,0163, 0,0432] maior que a de epoch_0; "
+            "usa-se epoch_0, a única que resta em 13 exemplos de validação (não há juiz definido)"
+        )
         assert retold("the weather in Olinda") == "the weather in Olinda"
         assert retold(retold("no errors")) == "nenhum erro"
     with speaking("en"):

@@ -45,6 +45,15 @@ ModelOption = Annotated[
         help="Base model: smollm2, a folder, a .gguf file, or a name on the Hugging Face Hub.",
     ),
 ]
+ExamplesLanguageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--language",
+        metavar="CODE",
+        help="Train on the project's examples in this language, or both; default: demo: language in "
+        "training_config.yaml.",
+    ),
+]
 EpochsOption = Annotated[
     int | None,
     typer.Option(

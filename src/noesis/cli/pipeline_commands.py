@@ -11,6 +11,7 @@ from noesis.cli.options import (
     AgainOption,
     AskOption,
     EpochsOption,
+    ExamplesLanguageOption,
     FreshOption,
     GateOption,
     JsonOption,
@@ -48,6 +49,7 @@ def demo(
         typer.Option("--run", metavar="DIR", help="Run directory; default: runs/demo, with --model runs/demo-<name>."),
     ] = None,
     model: ModelOption = None,
+    language: ExamplesLanguageOption = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Train one epoch on a few examples, to check the installation.")
     ] = False,
@@ -72,6 +74,7 @@ def demo(
         found,
         run or found.runs / demo_run_name(model),
         model=model,
+        language=language,
         quick=quick,
         fresh=fresh,
         judges=judges,

@@ -29,6 +29,7 @@ from noesis.cloud.request import MAX_GPUS, CloudRequest, gpu_to_rent, most_gpus
 from noesis.core.config import TrainingFile, load_config
 from noesis.core.console import guard_terminal
 from noesis.core.errors import NoesisError
+from noesis.core.i18n import N_, SPOKEN, VARIABLE, speak
 from noesis.core.libraries import silence_libraries
 from noesis.core.machine.package_files import package_files
 from noesis.core.project import NAMED, Project, find_project
@@ -243,6 +244,7 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
     """Run everything in order; `secrets`: names of the secrets that the other functions need."""
     wanted, context = CloudRequest.from_json(request), _context()
     use_prices(wanted.prices)
+    speak(wanted.language if wanted.language in SPOKEN else "en")
     gpu = gpu_to_rent(wanted, settings.modal)
     functions = {
         "prepare": prepare,
@@ -275,7 +277,8 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
             time.sleep(seconds)
             return None
         except modal.exception.Error as error:  # it failed for good: timed out, or was killed again
-            message = f"{type(error).__name__}: {error}; what was finished is kept, and the same command continues"
+            what = f"{type(error).__name__}: {error}"
+            message = N_("{what}; what was finished is kept, and the same command continues", what=what)
             return CallResult(error=message, code=1, lost=True)
 
     def work() -> CallResult:
@@ -289,10 +292,10 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
 
 
 def _bound(function: Any, secrets: list[str], gpu: str | None, limit: CallLimit) -> Any:
-    """`function` with the secrets and GPU of this run, and its time-out and tries."""
+    """`function` with the secrets, GPU, prices and language of this run, and its time-out and tries."""
     options: dict[str, Any] = {"timeout": math.ceil(limit.timeout_s), "retries": _retries(limit.tries)}
-    if CURRENT in os.environ:
-        options["env"] = {CURRENT: os.environ[CURRENT]}
+    if told := {name: os.environ[name] for name in (CURRENT, VARIABLE) if name in os.environ}:
+        options["env"] = told
     if secrets:
         options["secrets"] = [modal.Secret.from_name(name) for name in secrets]
     if gpu is not None:

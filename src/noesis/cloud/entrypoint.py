@@ -122,7 +122,7 @@ def as_started(project: Project, config: Config, request: CloudRequest, section:
 def at_current_prices(request: CloudRequest) -> CloudRequest:
     """The request with Modal's own rates, if it tells them; this process quotes by them too."""
     found, how = current_prices()
-    say(f"  {how}")
+    say(f"  {retold(how)}")
     use_prices(found)
     return replace(request, prices=found)
 

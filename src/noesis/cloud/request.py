@@ -11,7 +11,7 @@ from typing import Any, Literal
 from noesis.core.config import ModalSection
 from noesis.core.console import command, shell_command
 from noesis.core.errors import UsageError
-from noesis.core.i18n import _
+from noesis.core.i18n import _, spoken
 from noesis.core.overrides import Overrides
 from noesis.llm.addresses import is_loopback
 from noesis.llm.clients.spec import parse_spec
@@ -52,6 +52,7 @@ class CloudRequest:
     uploaded: hashes of train and eval as exported where the command was typed; None: nothing was exported there
     seconds: quoted for each function; None: nothing was quoted
     prices: in USD a second, of Modal's own rates; None: those of the dated list
+    language: what the containers speak, to whoever follows their log
     turn: when the orchestrator started the call that gets this, in Unix time
     """
 
@@ -76,6 +77,7 @@ class CloudRequest:
     uploaded: dict[str, str] | None = None
     seconds: dict[str, float] | None = None
     prices: dict[str, float] | None = None
+    language: str = "en"
     turn: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -200,6 +202,7 @@ def request_from_options(
         judge_secret=judge_secret or section.judge_secret,
         shards=shards,
         gate=gate,
+        language=spoken(),
     )
 
 

@@ -42,11 +42,16 @@ def summary_lines(root: Path, *, volume: str | None = None, no_trial: str | None
     if run.is_done("merge"):
         lines += [
             "",
-            f"Next:    {command('cloud', 'pull', target)}",
-            f"   or    {get_command(volume, f'/merged/{run.merged.name}', 'model_output')}",
+            _("Next:    {command}", command=command("cloud", "pull", target)),
+            _("   or    {command}", command=get_command(volume, f"/merged/{run.merged.name}", "model_output")),
         ]
     kept = command("verify", target, "--sha256", sha256_file(run.path / "manifest.json"))
-    return [*lines, "", f"Keep     {kept}", _("         shows after the pull that this is still this run's manifest")]
+    return [
+        *lines,
+        "",
+        _("Keep     {kept}", kept=kept),
+        _("         shows after the pull that this is still this run's manifest"),
+    ]
 
 
 def _places(run: Run) -> list[str]:

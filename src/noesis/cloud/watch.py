@@ -114,18 +114,18 @@ def read_progress(files: RemoteFiles, *, now: Callable[[], float] = time.time) -
 def progress_lines(progress: RunProgress) -> list[str]:
     """The state as lines for a terminal."""
     if progress.done:
-        state = "done"
+        state = _("done")
     elif not progress.alive:
         state = _("nothing is running on this volume")
     elif progress.problem is not None:
         state = _("a run is using this volume")
     else:
-        state = f"running: {progress.stage or 'between two stages'}"
+        state = _("running: {stage}", stage=progress.stage or _("between two stages"))
     if progress.problem is not None:
-        lines = [f"  {state}", f"  {progress.problem}"]
+        lines = [f"  {state}", f"  {retold(progress.problem)}"]
     else:
         done, stale = ([name for name in STAGES if progress.stages.get(name) == status] for status in ("done", "stale"))
-        lines = [f"  {state}; done: {', '.join(done) or 'nothing yet'}"]
+        lines = [_("  {state}; done: {done}", state=state, done=", ".join(done) or _("nothing yet"))]
         if stale:
             lines.append(_("  stale: {stale} (what they read has changed since)", stale=", ".join(stale)))
     if (t := progress.training) is not None:

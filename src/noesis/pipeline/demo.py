@@ -17,8 +17,9 @@ from noesis.core.console import heading, say
 from noesis.core.device import detect
 from noesis.core.errors import MissingExtra
 from noesis.core.files import sha256_json, write_json
-from noesis.core.i18n import _
+from noesis.core.i18n import _, spoken
 from noesis.core.jsonl import MAX_RUN_FILE, iter_lines, jsonl_files, read_json_file, read_objects
+from noesis.core.language import ALL
 from noesis.core.machine.folders import cache_folder
 from noesis.core.overrides import Overrides
 from noesis.core.project import Project
@@ -27,6 +28,7 @@ from noesis.dataset.encode import training_rows
 from noesis.dataset.export import check_sources
 from noesis.dataset.schema import Dataset
 from noesis.llm.clients.reply_cache import open_cache
+from noesis.llm.embedded import EMBEDDED, EMBEDDED_LANGUAGE
 from noesis.llm.hub import find_base
 from noesis.llm.row_encoder import encoder_for
 from noesis.pipeline.court_at_work import CourtAtWork, hold_court, show_court
@@ -65,6 +67,7 @@ def demo(
     path: Path,
     *,
     model: str | None = None,
+    language: str | None = None,
     quick: bool = False,
     fresh: bool = False,
     judges: Sequence[str] | None = None,
@@ -76,6 +79,7 @@ def demo(
 
     Args:
         model: another base than the demo's own; it learns at the project's learning rate.
+        language: of the examples; None: the demo's own.
 
     Raises:
         MissingExtra: what trains or what converts is not installed; said before minutes are spent.
@@ -83,9 +87,18 @@ def demo(
     for package in ("torch", "xllamacpp"):
         if find_spec(package) is None:
             raise MissingExtra(package, "train,gguf")
-    config = demo_config(project, model=model, quick=quick, strength=strength, max_usd=max_usd, max_minutes=max_minutes)
+    config = demo_config(
+        project,
+        model=model,
+        language=language,
+        quick=quick,
+        strength=strength,
+        max_usd=max_usd,
+        max_minutes=max_minutes,
+    )
     options = PipelineOptions(project, tuple(config.training.tribunal.judges if judges is None else judges))
     heading(1, 1 + len(stages_to_run(options)), _("validate and export"), _("every example checked, some held out"))
+    _tell_language(project, config, chosen=language is not None)
     _check_other_languages(project, config)
     dataset = from_sources(project, config)
     with locked(path):
@@ -110,6 +123,7 @@ def demo_config(
     project: Project,
     *,
     model: str | None = None,
+    language: str | None = None,
     quick: bool = False,
     strength: float | None = None,
     max_usd: float | None = None,
@@ -122,7 +136,7 @@ def demo_config(
     own_rate = model in (None, settings.model) and training.method != "dpo"
     overrides = Overrides(
         model=model or settings.model,
-        language=_language(project, training),
+        language=language or _language(project, training),
         learning_rate=settings.learning_rate if own_rate else None,
         epochs=1 if quick else None,
         max_examples=settings.quick_examples if quick else None,
@@ -149,6 +163,28 @@ def _language(project: Project, training: TrainingFile) -> str:
     return demo
 
 
+def _tell_language(project: Project, config: Config, *, chosen: bool) -> None:
+    """How to get the language that is spoken, and what to expect of the embedded model in another than its own."""
+    used, own = config.training.data.language, spoken()
+    if not chosen and used not in (own, ALL) and _examples(project, own):
+        say(
+            _(
+                "  language {used}; to train on the examples in {own} instead, add  --language {own}",
+                used=used,
+                own=own,
+            )
+        )
+    if used not in (EMBEDDED_LANGUAGE, ALL) and config.training.model == EMBEDDED:
+        say(
+            _(
+                "  {model} was trained on English: in {used} expect poor answers, and take the run as a rehearsal; "
+                "for good ones add  --model  with a base that knows the language",
+                model=config.training.model,
+                used=used,
+            )
+        )
+
+
 def _examples(project: Project, language: str) -> int:
     return sum(1 for folder in project.sources(language) for file in jsonl_files(folder) for _ in iter_lines(file))
 
@@ -156,7 +192,7 @@ def _examples(project: Project, language: str) -> int:
 def _show_the_court(s: RunSession, project: Project) -> None:
     """The embedded model judges answers that this run gave; it shows the court at work, and why it rules nothing."""
     from noesis.llm.clients.gguf_client import GgufClient
-    from noesis.llm.embedded import EMBEDDED, embedded_gguf
+    from noesis.llm.embedded import embedded_gguf
 
     if s.config.training.model != EMBEDDED or not (project.tribunal / "judges").is_dir():
         return

@@ -43,7 +43,8 @@ def test_what_is_missing_is_said_with_what_to_type(make_cloud) -> None:
     assert "Dataset not found" in said
     assert "modal volume put noesis-training-data data/training/exports /dataset" in said
     shutil.copytree(cloud.clone / "data" / "training" / "exports", cloud.volume / "dataset")
-    said = cloud.run(code=1)
+    said = cloud.run(code=1, env={"NOESIS_LANG": "pt"})
+    assert f"baixando {LLAMA}, se ainda não está no volume" in said  # the container's own words
     assert "Model not found" in said
     assert f"https://huggingface.co/{LLAMA}" in said
     train = cloud.volume / "dataset" / "train.jsonl"

@@ -26,7 +26,7 @@ from noesis.cloud.volume.notes import OpenedRun, judged_epoch_file
 from noesis.core.console import duration, say
 from noesis.core.errors import CapError, NoesisError, RunError
 from noesis.core.files import write_json, write_text
-from noesis.core.i18n import _
+from noesis.core.i18n import N_, _, retold
 from noesis.core.project import Project
 from noesis.core.rooted import remove
 from noesis.run.directory import load_run
@@ -149,7 +149,7 @@ class _Orchestrator:
                 found = self.call("probe", {"request": request_json}, PROBE, meanwhile=self.judge_trained_epochs)
                 problem = found.value.get("judge_problem") or (found.error and self._unprobed(found.error))
             if problem is not None:
-                say(_("  there will be no trial: {problem}", problem=problem))
+                say(_("  there will be no trial: {problem}", problem=retold(problem)))
             elif self.request.shards > 1 and self.request.judges and self.project is not None:
                 self.answer_in_shards(self.project)
             request = replace(self.request, judge_problem=problem)
@@ -228,7 +228,7 @@ class _Orchestrator:
         for name in [name for name in self.lease.calls if name.startswith("epoch_")]:
             result = self._wait(name, longest=max(until - self.spending.clock(), 0.0))
             if result.error is not None:
-                say(_("  {name} was not judged: {error}", name=name, error=result.error))
+                say(_("  {name} was not judged: {error}", name=name, error=retold(result.error)))
 
     def answer_in_shards(self, project: Project) -> None:
         """Let several machines answer the trial's prompts; what is lost for good the judging container answers."""
@@ -306,8 +306,12 @@ class _Orchestrator:
         waited = duration(self.spending.seconds(name))
         self._cancel(name, call)
         return CallResult(
-            error=f"{name} did not end within {waited} and was cancelled: there may have been no card. "
-            "What was finished is kept, and the same command continues",
+            error=N_(
+                "{name} did not end within {waited} and was cancelled: there may have been no GPU. "
+                "What was finished is kept, and the same command continues",
+                name=name,
+                waited=waited,
+            ),
             code=1,
             lost=True,
         )

@@ -17,7 +17,7 @@ from noesis.cloud.volume.uploaded_data import require_upload
 from noesis.core.config import load_config
 from noesis.core.console import say
 from noesis.core.errors import ModelError
-from noesis.core.i18n import _
+from noesis.core.i18n import N_, _, in_english
 from noesis.core.project import Project
 from noesis.llm.clients.protocol import NoReplyError
 
@@ -104,9 +104,11 @@ def probe_judge(context: ContainerContext, request: CloudRequest) -> CallResult:
 
 def judge_problem(spec: str, why: str) -> str:
     """The verdict's reason where a judge can't judge."""
-    return (
-        f"the judge {spec} can't judge: {why.rstrip('. ')}. Mend that or name another with --judge, and type  "
-        f"{modal_run('--test-only')}"
+    return N_(
+        "the judge {spec} can't judge: {why}. Mend that or name another with --judge, and type  {command}",
+        spec=spec,
+        why=in_english(why).rstrip(". "),
+        command=modal_run("--test-only"),
     )
 
 

@@ -17,7 +17,7 @@ from noesis.cloud.volume.layout import SHARDS
 from noesis.core.console import say
 from noesis.core.errors import RunError
 from noesis.core.files import read_text, sha256_json, write_json
-from noesis.core.i18n import _
+from noesis.core.i18n import _, joined
 
 ROUNDS = 3  # tries of each shard, the first included
 
@@ -135,7 +135,8 @@ def map_shards(
         reload()
     missing = shards.missing(items)
     if missing:
-        reasons = "; ".join(f"{i}: {why.get(i, 'its file is missing or incomplete')}" for i in missing[:5])
+        lost = _("its file is missing or incomplete")
+        reasons = joined("; ", (joined(": ", (str(i), why.get(i, lost))) for i in missing[:5]))
         raise RunError(
             _(
                 "{missing} of {count} shards of {name} were lost {rounds} times ({reasons}); "

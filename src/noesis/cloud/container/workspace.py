@@ -20,13 +20,13 @@ from noesis.cloud.volume.writer import Writer, this_input
 from noesis.core.console import complain, complain_traceback
 from noesis.core.errors import CapError, NoesisError, RunError, TrainingError
 from noesis.core.files import copy_file, copy_folder
-from noesis.core.i18n import _
+from noesis.core.i18n import N_, _, in_english
 from noesis.core.project import Project
 from noesis.run.directory import Run, load_run
 from noesis.run.ledger import LedgerEntry
 
 BESIDE = "containers"  # in the ledger: starts, downloads, waiting
-NO_MEMORY = (
+NO_MEMORY = N_(
     "Out of memory: in training_config.yaml set per_device_train_batch_size: 1 and gradient_accumulation_steps: 8, "
     "or take a larger GPU, for example --gpu A100-80GB (modal: judge_gpu for judging)"
 )
@@ -56,7 +56,8 @@ class CallResult:
         return self.code == CapError.exit_code
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        found: dict[str, Any] = in_english(asdict(self))
+        return found
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> CallResult:
@@ -95,7 +96,8 @@ def run_guarded(context: ContainerContext, work: Callable[[], CallResult]) -> Ca
         result = CallResult.failed(error)
     except Exception as error:
         complain_traceback(error)
-        message = f"{type(error).__name__}: {error} (the traceback is in  modal app logs)"
+        what = f"{type(error).__name__}: {error}"
+        message = N_("{what} (the traceback is in  modal app logs)", what=what)
         result = CallResult.failed(RunError(message))
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
             result = CallResult.failed(TrainingError(NO_MEMORY))

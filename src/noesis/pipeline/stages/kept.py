@@ -142,14 +142,14 @@ def show_kept(figures: KeptFigures | None) -> None:
         return
     say(_("  what it broke          {in_words}", in_words=in_words(figures.all)))
     if figures.all.caution:
-        say(f"    {figures.all.caution}")
+        say(f"    {retold(figures.all.caution)}")
     for groups, title in ((figures.by_language, ""), (figures.by_kind, ""), (figures.by_tier, _("tier") + " ")):
         for name, group in groups.items():
             caution = f" ({retold(group.caution)})" if group.caution else ""
             say(
                 _(
                     "    {title:<20} kept {kept}, lost {lost}, gained {gained}{caution}",
-                    title=title + name,
+                    title=title + retold(name),
                     kept=group.kept,
                     lost=group.lost,
                     gained=group.gained,
