@@ -65,9 +65,9 @@ def cpu_device() -> Device:
 
 
 def usable_threads() -> int:
-    """Threads that a model computes with: the usable CPUs, or fewer where OMP_NUM_THREADS says so, which binds torch too.
+    """Threads that a model computes with: one a usable CPU, or fewer where OMP_NUM_THREADS says so, as for torch.
 
-    More threads than CPUs that are free wait for each other: two runs side by side take several times as long.
+    Threads of llama.cpp wait for each other in a loop: with more of them than free CPUs a small model takes far longer.
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return min(usable_cpus(), max(int(wanted), 1)) if wanted.isdecimal() else usable_cpus()
