@@ -161,13 +161,8 @@ def tiny_project(place: Path) -> tuple[Any, Path]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from helpers.project import ROOT, SHAPE, make_tokenizer_files
-    from noesis.core.project import Project
+    from helpers.project import SHAPE, make_tokenizer_files, small_project_in
 
-    shutil.copytree(ROOT / "data", place / "project" / "data")
-    for folder in (place / "project" / "data" / "training").glob("philosophical*"):
-        for file in folder.glob("*.jsonl"):
-            file.write_text("\n".join(file.read_text(encoding="utf-8").splitlines()[:2]) + "\n", encoding="utf-8")
     model = place / "tiny-llama"
     make_tokenizer_files(model)
     torch.manual_seed(0)
@@ -175,7 +170,7 @@ def tiny_project(place: Path) -> tuple[Any, Path]:
         **SHAPE, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.2
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(model)
-    return Project(place / "project"), model
+    return small_project_in(place / "project"), model
 
 
 def main() -> int:

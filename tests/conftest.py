@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from helpers.project import ROOT, SHAPE, example_record, make_tokenizer_files, small_project_in
+from helpers.project import ROOT, SHAPE, example_record, make_tokenizer_files, small_project_in, with_small_settings
 from noesis.core.project import Project
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
 os.environ["NOESIS_LANG"] = "en"  # whatever language the machine speaks
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same figures on every machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and `make test` runs two processes
+os.environ.setdefault(
+    "TORCHDYNAMO_DISABLE", "1"
+)  # nothing here is compiled, and bitsandbytes loads the compiler for a second
 os.environ |= {
     "MODAL_SERVER_URL": "http://127.0.0.1:9",
     "MODAL_CONFIG_PATH": "/dev/null",
@@ -41,7 +44,22 @@ hypothesis.settings.load_profile("noesis")
 
 FUZZING_S = 300.0  # of one test; each takes seconds on an idle machine
 
-LONGEST = ("test_modal_guide.py", "test_run_faults.py", "test_modal.py", "test_certificate.py")
+LONGEST = (
+    "test_modal_guide.py",
+    "test_modal.py",
+    "test_cloud_stages.py",
+    "test_modal_local.py",
+    "test_run_faults.py",
+    "test_certificate.py",
+    "test_gguf_base.py",
+    "test_train_judge.py",
+    "test_tokenizers.py",
+    "test_pipeline.py",
+    "test_notebook.py",
+    "test_page.py",
+    "test_nodes.py",
+    "test_dial.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -90,7 +108,7 @@ def record() -> dict:
 def project(tmp_path: Path) -> Path:
     """A copy of this checkout's project with its 124 examples, in a folder of its own."""
     shutil.copytree(ROOT / "data", tmp_path / "project" / "data")
-    return tmp_path / "project"
+    return with_small_settings(tmp_path / "project")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from helpers.modal_local import ControlPlane
-from helpers.project import ROOT
+from helpers.project import ROOT, with_small_settings
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 VOLUME = "noesis-training-data"
@@ -64,6 +64,7 @@ def make_clone(folder: Path) -> Path:
         shutil.copy(file, folder)
     for file in (folder / "data" / "training").glob("philosophical*/*.jsonl"):
         file.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:2]), encoding="utf-8")
+    with_small_settings(folder)
     for file in (folder / "data" / "training").glob("*_config.yaml"):
         text = file.read_text(encoding="utf-8")
         for pattern, line in SMALLER.items():

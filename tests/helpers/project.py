@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,31 @@ from noesis.core.project import Project
 ROOT = Path(__file__).resolve().parents[2]
 
 
+SMALL = {  # in training_config.yaml: what is measured of a trained adapter, made less
+    r"^  grid: .*": "  grid: [0.5, 1.0]",
+    r"^  pairs: 8\b": "  pairs: 4",
+    r"^  items: 24\b": "  items: 4",
+    r"^  answers: 4\b": "  answers: 2",
+    r"^  answer_tokens: 32\b": "  answer_tokens: 8",
+    r"^  kept_items: 160\b": "  kept_items: 9",
+}
+
+
+def with_small_settings(root: Path) -> Path:
+    """The project in `root`, whose runs measure each strength on less."""
+    file = root / "data" / "training" / "training_config.yaml"
+    text = file.read_text(encoding="utf-8")
+    for pattern, line in SMALL.items():
+        text, found = re.subn(pattern, line, text, flags=re.M)
+        assert found == 1, f"{pattern} is in it {found} times"
+    file.write_text(text, encoding="utf-8")
+    return root
+
+
 def small_project_in(folder: Path) -> Project:
     """A copy of this checkout's project with 40 of its examples, so that scoring stays short."""
     shutil.copytree(ROOT / "data", folder / "data")
+    with_small_settings(folder)
     for file in (folder / "data" / "training").glob("philosophical*/*.jsonl"):
         lines = file.read_bytes().split(b"\n")[:2]
         file.write_bytes(b"\n".join(lines) + b"\n")

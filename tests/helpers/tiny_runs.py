@@ -47,6 +47,11 @@ OVERRIDES = {
     "training.tribunal.answers": 2,
     "training.tribunal.max_new_tokens": 8,
     "training.tribunal.kept_items": 9,
+    "training.strength.grid": (0.5, 1.0),
+    "training.strength.pairs": 4,
+    "training.strength.items": 4,
+    "training.strength.answers": 2,
+    "training.strength.answer_tokens": 8,
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.project import ROOT
+from helpers.project import ROOT, with_small_settings
 from hostile.runs.finished_run import finish_run
 
 
@@ -22,6 +22,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_shape: Path) -> Path
     """A folder with a project and its finished run, `run`; it takes seconds to make."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(ROOT / "data", folder / "project" / "data")
+    with_small_settings(folder / "project")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NOESIS_CACHE", str(folder / "cache"))
         finish_run(folder / "project", tiny_shape, folder / "run")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.project import ROOT
+from helpers.project import ROOT, with_small_settings
 
 pytestmark = pytest.mark.slow
 OURS = re.compile(
@@ -23,6 +23,7 @@ OURS = re.compile(
 def test_every_line_of_the_demo_is_ours_and_its_next_command_can_be_pasted(tiny_model: Path, tmp_path: Path):
     project = tmp_path / "my work" / "project"
     shutil.copytree(ROOT / "data", project / "data")
+    with_small_settings(project)
     for file in project.glob("data/training/philosophical*/*.jsonl"):
         file.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:2]), encoding="utf-8")
     config = project / "data" / "training" / "training_config.yaml"

@@ -67,7 +67,8 @@ def test_a_prompt_and_its_translation_are_on_one_side(small_project: Project):
 
 
 def test_what_is_too_long_is_cut_alike_or_dropped(small_project: Project, tiny_tokenizer_folder: Path):
-    pairs, encoder = collect_pairs(small_project, configured(small_project)), open_encoder(tiny_tokenizer_folder)
+    pairs = collect_pairs(small_project, configured(small_project, max_planted=20))
+    encoder = open_encoder(tiny_tokenizer_folder)
     fitted = fit_pairs(pairs, encoder, 600)
     assert 0 < len(fitted) < len(pairs)
     for text, tokens in fitted:

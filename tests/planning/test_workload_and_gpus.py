@@ -9,7 +9,7 @@ import pytest
 from helpers.planning import CPU, LLAMA, SMOL, WORK, settings
 from helpers.project import ROOT
 from noesis.constitution.document import load_constitution
-from noesis.core.device import Device, parse_nvidia_smi
+from noesis.core.device import Device, parse_nvidia_smi, usable_cpus, usable_threads
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.project import Project
 from noesis.dataset.schema import Dataset, Example
@@ -83,6 +83,17 @@ def test_an_unknown_model_without_network_is_one_message(monkeypatch: pytest.Mon
 
 
 # --- machines and prices
+
+
+def test_openmps_variable_binds_every_model(monkeypatch: pytest.MonkeyPatch):
+    """llama.cpp took all CPUs where torch was told to take one, and two programs side by side stood in each other's way."""
+    monkeypatch.setattr("noesis.core.device.usable_cpus", lambda: 4)
+    for said, threads in {"1": 1, "3,2": 3, "16": 4, "0": 1, "": 4, "all": 4}.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert usable_threads() == threads, said
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert usable_threads() == 4
+    assert usable_cpus() >= 1
 
 
 def test_cards_are_read_from_the_driver_and_chosen_by_the_environment():

@@ -47,12 +47,12 @@ def test_smollm2_is_served_as_it_was_trained(tmp_path: Path):
     write_adapter_gguf(tmp_path / "adapter", base, tmp_path / "adapter.gguf")
     tokenizer = load_tokenizer(tmp_path / "m")
     texts = [
-        render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True) for text in QUESTIONS[:8]
+        render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True) for text in QUESTIONS[:4]
     ]
     own = TrainedAdapter(tmp_path / "adapter", base, nf4, "bfloat16", tmp_path / "adapter.gguf", tmp_path / "base.gguf")
-    found = certify(Subject(tmp_path / "m", files, own, texts, texts[5:7], answer_tokens=16), tokenizer)
+    found = certify(Subject(tmp_path / "m", files, own, texts, texts[2:4], answer_tokens=8), tokenizer)
     for kind, comparison in found.comparisons():
         print(kind, comparison.divergence, comparison.answers)  # pytest -s shows them
     require_passed(found)
-    assert (found.texts, found.strings) == (8, 500)
+    assert (found.texts, found.strings) == (4, 500)
     assert 4 * found.files["q4_k_m"].file.bytes < found.files["f32"].file.bytes

@@ -65,6 +65,15 @@ def cpu_device() -> Device:
 
 
 def usable_threads() -> int:
+    """Threads that a model computes with: one a usable CPU, or fewer where OMP_NUM_THREADS says so, as for torch.
+
+    Threads of llama.cpp wait for each other in a loop: with more of them than free CPUs a small model takes far longer.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(usable_cpus(), max(int(wanted), 1)) if wanted.isdecimal() else usable_cpus()
+
+
+def usable_cpus() -> int:
     """CPUs that this process may use; a container may give fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

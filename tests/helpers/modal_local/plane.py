@@ -68,9 +68,8 @@ class ControlPlane:
         self.folder = Path(tempfile.mkdtemp(prefix="modal-local-"))
         self.keep = keep
         self.isolation = choose(self.folder / "isolation", isolation)
-        self.container_env = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | (
-            container_env or {}
-        )
+        self.container_env = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        self.container_env |= {"TORCHDYNAMO_DISABLE": "1"} | (container_env or {})  # a second of each start
         self.visible = [Path(p) for p in visible or []]
         self.hidden = [Path(p) for p in hidden or []]
         self.only_pinned = True

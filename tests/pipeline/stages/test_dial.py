@@ -32,6 +32,8 @@ ITEMS = [
     for i in range(1, 9)
 ]
 
+GRID = (0.25, 0.5, 0.75, 1.0, 1.25)
+
 
 @pytest.fixture
 def trained(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path):
@@ -40,7 +42,8 @@ def trained(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cach
     for file in folder.iterdir():
         file.unlink()
     (folder / "own.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS), encoding="utf-8")
-    return run_all(small_project, tiny_model, tmp_path / "run", **{"training.strength.fixed": 1.0})
+    measured = {"training.strength.fixed": 1.0, "training.strength.grid": GRID, "training.strength.items": len(ITEMS)}
+    return run_all(small_project, tiny_model, tmp_path / "run", **measured)
 
 
 def wrong(path: Path, project: Project) -> list[str]:
@@ -59,7 +62,7 @@ def test_every_stage_takes_the_adapter_at_its_strength(trained, small_project: P
         "curve": [],
     }
     chosen = run_dial(with_strength(s, None), small_project.tribunal)
-    assert [f.strength for f in chosen.curve] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
+    assert [f.strength for f in chosen.curve] == [0.0, *GRID]
     drift = [f.drift for f in chosen.curve]
     assert drift[0] == 0
     assert drift == sorted(drift)  # it grows with the strength

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from noesis.core.console import Progress
-from noesis.core.device import usable_threads
+from noesis.core.device import usable_cpus
 from noesis.core.i18n import _
 from noesis.core.language import CODES
 from noesis.core.text import closing
@@ -144,7 +144,7 @@ def map_chunks(
     """`work` on every chunk of `files`, in parallel unless the data is small; the results come in order."""
     total = total_size(files)
     todo = [chunk for file in files for chunk in file_chunks(file, CHUNK_SIZE)]
-    processes = processes or (usable_threads() if total >= PARALLEL_FROM else 1)
+    processes = processes or (usable_cpus() if total >= PARALLEL_FROM else 1)
     with Progress(what, max(total // 1_000_000, 1), "MB", every_s=5.0) as progress:
         read = 0
         for chunk, result in zip(todo, _in_order(todo, work, processes), strict=True):
