@@ -64,6 +64,7 @@ def test_too_little_memory_names_the_two_keys(make_cloud) -> None:
     assert len(cloud.plane.tasks_of("train")) == 1  # an error that comes again is not paid for again
 
 
+@pytest.mark.full  # two minutes; its parts are in tests/cloud
 @pytest.mark.timing
 def test_ctrl_c_then_the_cap_then_more_money_and_it_goes_on(make_cloud) -> None:
     cloud = make_cloud()
