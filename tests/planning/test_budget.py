@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from helpers.command import speaking
 from helpers.project import ROOT
 from noesis.core.config import BudgetSection, SaveEvery, load_config
 from noesis.core.device import Device
 from noesis.core.errors import CapError
 from noesis.core.project import Project
 from noesis.planning.budget import Budget, budget_of, quote, require_affordable, require_remaining
+from noesis.planning.display import plan_lines
 from noesis.planning.draft import make_plan
 from noesis.planning.model_shapes import known_model
 from noesis.planning.pricing import MachineOption, StageCost
@@ -91,6 +93,18 @@ def test_the_quote_says_whether_the_free_usd_cover_it():
     assert "free 30 USD a month cover it, if 7.00 of them are left" in lines
     assert "do not cover it: 11.00 USD remain to be paid" in "\n".join(quote(replace(PLAN, usd=40.0), budget(Clock())))
     assert "nothing on this machine" in quote(replace(PLAN, rented=False), budget(Clock(), usd_per_s=0.0))[0]
+
+
+def test_sums_are_told_in_reais_where_the_settings_give_a_rate():
+    section = BudgetSection(max_usd=90, brl_per_usd=5.4)
+    known = budget_of(section, usd_per_s=0.001, spent_usd=0.0, spent_seconds=0.0)
+    assert Budget.from_json(known.to_json()).brl_per_usd == 5.4
+    with speaking("pt"):
+        assert quote(PLAN, known)[0] == (
+            "  custo     US$ 6,00 (R$ 32,40) previstos, em 1 h 00 min; US$ 0,00 já gastos; limite de US$ 90,00 (R$ 486,00)"
+        )
+        assert any("US$     6,00 (R$ 32,40)" in line for line in plan_lines(PLAN, everything=False, brl_per_usd=5.4))
+    assert "R$" not in "".join([*quote(PLAN, budget(Clock())), *plan_lines(PLAN, everything=True)])
 
 
 def test_a_plan_beyond_the_cap_is_refused_with_what_would_fit():

@@ -169,6 +169,15 @@ def test_of_a_small_set_a_fifth_is_held_out(library: Project):
     file.unlink()
 
 
+def test_a_language_is_checked_where_it_is_only_that_of_the_comments(tmp_path: Path):
+    refused = noesis("init", tmp_path / "new", "--language", "xx")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: --language 'xx': give an ISO 639-1 code, for example pt, en or es\n",
+    )
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_demo_keeps_to_the_language_that_has_the_examples(tmp_path: Path):
     """A project as 0.1 made it, its Portuguese examples written and its three English ones left."""
     from noesis.pipeline.demo import demo_config

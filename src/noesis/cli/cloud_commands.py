@@ -81,7 +81,9 @@ def cost(
 
     Example: noesis cloud cost runs/noesis-philosopher-v1
     """
+    from noesis.core.config import load_config
     from noesis.core.console import say
+    from noesis.core.project import find_project
     from noesis.run.directory import load_run
 
     reserve_stdout(as_json)
@@ -92,7 +94,8 @@ def cost(
 
         manifest = load_run(run).manifest if run else manifest_of(files)
         report = CostReport.of(section.app, manifest)
-    for line in [*report.lines(), *preemption_lines(manifest), *report.billing_lines()]:
+    rate = load_config(find_project(project)).training.budget.brl_per_usd
+    for line in [*report.lines(rate), *preemption_lines(manifest), *report.billing_lines()]:
         say(line)
     print_result(report.to_json(), as_json)
 

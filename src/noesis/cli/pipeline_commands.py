@@ -109,13 +109,8 @@ def _show_outcome(run: Run) -> None:
             count=count,
         )
     )
-    say(
-        _(
-            "  Tribunal             {verdict}: {reason}",
-            verdict=ruling.verdict,
-            reason=retold(ruling.reason).split(":")[0],
-        )
-    )
+    reason = retold(ruling.reason).split(":")[0]
+    say(_("  Tribunal             {verdict}: {reason}", verdict=ruling.verdict, reason=reason))
     say(_("Stages took {seconds} in all.", seconds=duration(seconds)))
     say(_("Report   {report}", report=run.report))
     say(_("Model    {merged}", merged=run.merged))
@@ -159,6 +154,7 @@ def plan(
     Example: noesis plan --model meta-llama/Llama-3.1-8B-Instruct --gpu L40S --epochs 3
     """
     from noesis.api.training import draft
+    from noesis.core.config import load_config
     from noesis.core.project import find_project
     from noesis.planning.display import show_plan
 
@@ -177,7 +173,8 @@ def plan(
         kl_weight=kl_weight,
         seeds=seeds,
     )
-    print_result(result.to_json(), as_json) if as_json else show_plan(result, everything=True)
+    rate = load_config(found).training.budget.brl_per_usd
+    print_result(result.to_json(), as_json) if as_json else show_plan(result, everything=True, brl_per_usd=rate)
     require_fit()
 
 

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from noesis.core.console import duration
-from noesis.core.i18n import N_, _
+from noesis.core.i18n import _, retold
+from noesis.planning.budget import in_reais
 from noesis.run.ledger import total
 from noesis.run.manifest import Manifest
 
@@ -56,18 +57,22 @@ class CostReport:
         """What was metered and is not in the bill, if there is one."""
         return 0.0 if self.billed_usd is None else round(max(self.metered_usd - self.billed_usd, 0.0), 6)
 
-    def lines(self) -> list[str]:
-        """The table of stages."""
-        lines = [f"  {'':14} {'quoted':>24}   {'metered':>24}"]
+    def lines(self, brl_per_usd: float | None = None) -> list[str]:
+        """The table of stages; with a rate, the sum in R$ as well."""
+        lines = [f"  {'':14} {_('quoted'):>24}   {_('metered'):>24}"]
         for r in self.rows:
-            quoted, metered = _amount(r.quoted_seconds, r.quoted_usd, ""), _amount(r.metered_seconds, r.metered_usd)
+            quoted, metered = (
+                _amount(r.quoted_seconds, r.quoted_usd, ""),
+                _amount(r.metered_seconds, r.metered_usd, _("not yet")),
+            )
             lines.append(f"  {r.stage:14} {quoted:>24}   {metered:>24}")
-        return [*lines, f"  {'in all':14} {self.quoted_usd:20.4f} USD   {self.metered_usd:20.4f} USD"]
+        sums = f"{_four(self.quoted_usd):>24}   {_four(self.metered_usd):>24}"
+        return [*lines, f"  {_('in all'):14} {sums}{in_reais(self.metered_usd, brl_per_usd)}"]
 
     def billing_lines(self) -> list[str]:
         """Modal's bill, what of the metered amount is not in it, and why it may differ."""
-        amount = "–" if self.billed_usd is None else f"{self.billed_usd:.4f} USD"
-        lines = [f"  billed         {amount}: {self.billed_how}"]
+        amount = "–" if self.billed_usd is None else _four(self.billed_usd)
+        lines = [_("  billed         {amount}: {how}", amount=amount, how=retold(self.billed_how))]
         if self.unbilled_usd:
             lines.append(
                 _(
@@ -113,14 +118,16 @@ def cost_rows(manifest: Manifest) -> list[CostRow]:
     ]
 
 
-def metered_lines(manifest: Manifest) -> list[str]:
-    """Each stage that has run: time, metered cost, and the quote; then the sum."""
+def metered_lines(manifest: Manifest, brl_per_usd: float | None = None) -> list[str]:
+    """Each stage that has run: time, metered cost, and the quote; then the sum, with a rate in R$ as well."""
     rows = cost_rows(manifest)
     spent = [row for row in rows if row.metered_usd is not None]
     lines = []
     for row in spent:
         quoted = "" if row.quoted_usd is None else _("   quoted {quoted_usd:.2f}", quoted_usd=row.quoted_usd)
-        lines.append(f"  {row.stage:12} {duration(row.metered_seconds or 0.0):>13}  {row.metered_usd:8.4f} USD{quoted}")
+        lines.append(
+            f"  {row.stage:12} {duration(row.metered_seconds or 0.0):>13}  {_four(row.metered_usd or 0.0):>12}{quoted}"
+        )
     seconds, usd = sum(row.metered_seconds or 0.0 for row in spent), sum(row.metered_usd or 0.0 for row in spent)
     quoted_usd = sum(row.quoted_usd or 0.0 for row in rows)
     return [
@@ -131,9 +138,14 @@ def metered_lines(manifest: Manifest) -> list[str]:
             seconds=duration(seconds),
             usd=usd,
             quoted_usd=quoted_usd,
-        ),
+        )
+        + in_reais(usd, brl_per_usd),
     ]
 
 
-def _amount(seconds: float | None, usd: float | None, absent: str = N_("not yet")) -> str:
-    return absent if usd is None else f"{duration(seconds or 0.0)} {usd:9.4f} USD"
+def _amount(seconds: float | None, usd: float | None, absent: str) -> str:
+    return absent if usd is None else f"{duration(seconds or 0.0)} {_four(usd):>13}"
+
+
+def _four(usd: float) -> str:
+    return _("{usd:.4f} USD", usd=usd)

@@ -24,7 +24,7 @@ from noesis.core.i18n import N_, _, ngettext
 from noesis.core.project import Project
 from noesis.dataset.load import read_train_export
 from noesis.pipeline.stages.plan import plan_without_run
-from noesis.planning.budget import Budget, budget_of, quote
+from noesis.planning.budget import Budget, budget_of, in_reais, quote
 from noesis.planning.display import dollars, plan_lines, stage_title
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
 from noesis.planning.plan import Plan
@@ -96,7 +96,7 @@ class CloudQuote:
 
     def lines(self) -> list[str]:
         """For the terminal."""
-        lines = ["", *plan_lines(self.plan, everything=True), ""]
+        lines = ["", *plan_lines(self.plan, everything=True, brl_per_usd=self.budget.brl_per_usd), ""]
         for i, cost in enumerate(self.extra):
             label = _("besides") if i == 0 else ""
             lines.append(f"  {label:9} {stage_title(cost.name):15} {duration(cost.seconds):>13}  {dollars(cost.usd)}")
@@ -109,7 +109,12 @@ class CloudQuote:
         return [
             *lines,
             *quote(self.whole, self.budget),
-            _("  at most   {at_most_usd:.2f} USD, {why}", at_most_usd=self.at_most_usd, why=why),
+            _(
+                "  at most   {at_most_usd:.2f} USD{reais}, {why}",
+                at_most_usd=self.at_most_usd,
+                reais=in_reais(self.at_most_usd, self.budget.brl_per_usd),
+                why=why,
+            ),
         ]
 
     def to_json(self) -> dict[str, Any]:

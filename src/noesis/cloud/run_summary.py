@@ -36,7 +36,7 @@ def summary_lines(root: Path, *, volume: str | None = None, no_trial: str | None
     opened = OpenedRun.read(root)
     lines = ["", _("Where everything is on the volume"), *_places(run)]
     lines += ["", *_epochs(run), *_verdict(run, no_trial)]
-    lines += ["", _("What it cost"), *metered_lines(run.manifest)]
+    lines += ["", _("What it cost"), *metered_lines(run.manifest, run.config().training.budget.brl_per_usd)]
     lines += preemption_lines(run.manifest, opened.starts if opened else 1)
     target = f"runs/{run.merged.name}"
     if run.is_done("merge"):

@@ -13,6 +13,7 @@ from typing import Literal
 from noesis.core.console import command, duration, size
 from noesis.core.i18n import N_, _, number, retold
 from noesis.pipeline.results import RunResults
+from noesis.planning.budget import in_reais
 from noesis.run.directory import Run
 from noesis.tribunal.court import APPROVED, CONDITIONAL, REJECTED, UNDECIDED
 from noesis.tribunal.heldout import JudgeResult, Preference
@@ -125,7 +126,10 @@ def _cost(run: Run, results: RunResults) -> Answer:
     stages = run.manifest.stages
     seconds, plan, train = sum(stage.seconds for stage in stages.values()), results.executed_plan, results.train
     if run.manifest.cost_usd or plan is None or not plan.rented:
-        said = _("{time} of computing, {usd:.2f} USD.", time=duration(seconds), usd=run.manifest.cost_usd)
+        usd, rate = run.manifest.cost_usd or 0.0, run.config().training.budget.brl_per_usd
+        said = _(
+            "{time} of computing, {usd:.2f} USD{reais}.", time=duration(seconds), usd=usd, reais=in_reais(usd, rate)
+        )
     else:
         said = _("{time} of computing; what it cost was not recorded.", time=duration(seconds))
     if train is not None:

@@ -29,6 +29,7 @@ class Budget:
     spent_usd, spent_seconds: before `started`
     max_usd, max_seconds: the caps; None: no cap
     started: in seconds of `clock`
+    brl_per_usd: to tell sums in R$ as well; None: they are not
     """
 
     usd_per_s: float
@@ -37,6 +38,7 @@ class Budget:
     max_usd: float | None
     max_seconds: float | None
     started: float
+    brl_per_usd: float | None = None
     clock: Callable[[], float] = time.monotonic
 
     def usd(self) -> float:
@@ -114,7 +116,13 @@ def budget_of(
         max_usd=section.max_usd,
         max_seconds=None if section.max_minutes is None else section.max_minutes * 60,
         started=time.monotonic() if since is None else since,
+        brl_per_usd=section.brl_per_usd,
     )
+
+
+def in_reais(usd: float, brl_per_usd: float | None) -> str:
+    """` (R$ 12.34)` where the settings give a rate (budget: brl_per_usd), else nothing."""
+    return "" if brl_per_usd is None else _(" (R$ {brl:,.2f})", brl=usd * brl_per_usd)
 
 
 def quote(plan: Plan, budget: Budget) -> list[str]:
@@ -124,11 +132,15 @@ def quote(plan: Plan, budget: Budget) -> list[str]:
     if usd == 0:
         cap = _("; cap {max_seconds}", max_seconds=duration(budget.max_seconds)) if budget.max_seconds else ""
         return [_("  cost      nothing on this machine ({seconds}){cap}", seconds=duration(seconds), cap=cap)]
-    cap = _("no cap") if budget.max_usd is None else _("cap {max_usd:.2f} USD", max_usd=budget.max_usd)
+    cap = _("no cap")
+    if budget.max_usd is not None:
+        reais = in_reais(budget.max_usd, budget.brl_per_usd)
+        cap = _("cap {max_usd:.2f} USD{reais}", max_usd=budget.max_usd, reais=reais)
     lines = [
         _(
-            "  cost      {usd:.2f} USD in {seconds} expected, {spent_usd:.2f} spent before; {cap}",
+            "  cost      {usd:.2f} USD{reais} in {seconds} expected, {spent_usd:.2f} spent before; {cap}",
             usd=usd,
+            reais=in_reais(usd, budget.brl_per_usd),
             seconds=duration(seconds),
             spent_usd=budget.spent_usd,
             cap=cap,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from noesis.core.console import duration, say, size
 from noesis.core.i18n import N_, _, ngettext, number, retold
+from noesis.planning.budget import in_reais
 from noesis.planning.plan import Plan
 
 LABEL = 9  # width of the column before the text
@@ -19,15 +20,15 @@ TERMS = {  # of memory
 LEFT_COLUMNS = 3  # the others are numbers
 
 
-def show_plan(plan: Plan, *, everything: bool = False) -> None:
+def show_plan(plan: Plan, *, everything: bool = False, brl_per_usd: float | None = None) -> None:
     """Print a plan; its reasons and alternatives only with `everything`."""
-    for line in plan_lines(plan, everything=everything):
+    for line in plan_lines(plan, everything=everything, brl_per_usd=brl_per_usd):
         say(line)
 
 
-def plan_lines(plan: Plan, *, everything: bool) -> list[str]:
-    """The lines that `show_plan` prints."""
-    lines = [*_contents(plan), _memory(plan), *_stages(plan)]
+def plan_lines(plan: Plan, *, everything: bool, brl_per_usd: float | None = None) -> list[str]:
+    """The lines that `show_plan` prints; with a rate, the sum in R$ as well."""
+    lines = [*_contents(plan), _memory(plan), *_stages(plan, brl_per_usd)]
     if everything:
         lines += ["", *_labelled(_("why"), [retold(reason) for reason in plan.reasons]), "", *_alternatives(plan)]
     return lines
@@ -142,7 +143,7 @@ def dollars(usd: float) -> str:
     return _("{usd:8.2f} USD", usd=usd)
 
 
-def _stages(plan: Plan) -> list[str]:
+def _stages(plan: Plan, brl_per_usd: float | None) -> list[str]:
     rows = [
         f"{stage_title(stage.name):15} {duration(stage.seconds):>13}  {dollars(stage.usd)}  {retold(stage.where)}"
         for stage in plan.stages
@@ -152,7 +153,8 @@ def _stages(plan: Plan) -> list[str]:
         if plan.rented
         else ""
     )
-    rows.append(f"{_('in all'):15} {duration(plan.stage_seconds):>13}  {dollars(plan.usd)}{origin}")
+    usd = dollars(plan.usd) + in_reais(plan.usd, brl_per_usd)
+    rows.append(f"{_('in all'):15} {duration(plan.stage_seconds):>13}  {usd}{origin}")
     return [
         _line(
             _("speed"),

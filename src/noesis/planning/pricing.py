@@ -136,7 +136,7 @@ def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
     return [
         StageCost("train", f"{gpus} × {name}" if gpus > 1 else name, chosen.seconds, train_usd),
         StageCost(CHOOSE_AND_JUDGE, JUDGE_GPU, judge, usd_for(rented_gpu(JUDGE_GPU), judge, 1, JUDGE_MACHINE)),
-        StageCost(MERGE_AND_GGUF, f"{cores} cores", merge, usd_for(None, merge, 0, MERGE_MACHINE)),
+        StageCost(MERGE_AND_GGUF, N_("{cores:g} cores", cores=cores), merge, usd_for(None, merge, 0, MERGE_MACHINE)),
     ]
 
 

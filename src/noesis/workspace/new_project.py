@@ -13,7 +13,7 @@ from noesis.core.language import Language
 from noesis.core.machine.package_files import package_files
 from noesis.core.project import Project
 from noesis.workspace.comments import commented
-from noesis.workspace.own_project import Purpose, write_own_project
+from noesis.workspace.own_project import Purpose, require_language, write_own_project
 
 LANGUAGES: tuple[Language, ...] = ("pt", "en")
 EXAMPLES = {  # category: id
@@ -31,15 +31,17 @@ def create_project(folder: Path, purpose: Purpose | None = None, language: str |
         language: of the settings' comments without a purpose, which has its own; default: the one that is spoken.
 
     Raises:
-        UsageError: the folder is not empty, or the installation is incomplete.
+        UsageError: the folder is not empty, the language is none, or the installation is incomplete.
     """
+    language = language or spoken()
+    require_language(language)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(_("{folder} exists and is not empty: choose another folder", folder=folder))
     project, starter = Project(folder), Project(package_files())
     if purpose is not None:
         return write_own_project(project, purpose)
     return [
-        *_copy_settings(starter, project, language or spoken()),
+        *_copy_settings(starter, project, language),
         *write_schemas(project),
         _copy_tribunal(starter, project),
         *_copy_examples(starter, project),

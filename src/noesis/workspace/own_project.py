@@ -51,10 +51,17 @@ class Purpose:
             raise UsageError(
                 _("--name {name!r} has no Latin letter or digit: it names files and the served model", name=self.name)
             )
-        if self.language not in CODES:
-            raise UsageError(
-                _("--language {language!r}: give an ISO 639-1 code, for example pt, en or es", language=self.language)
-            )
+        require_language(self.language)
+
+
+def require_language(code: str) -> None:
+    """Refuse what is no language code.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if code not in CODES:
+        raise UsageError(_("--language {language!r}: give an ISO 639-1 code, for example pt, en or es", language=code))
 
 
 def write_own_project(project: Project, purpose: Purpose) -> list[Path]:

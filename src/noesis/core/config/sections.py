@@ -38,6 +38,7 @@ class BudgetSection(Frozen):
     max_usd: Annotated[float, Field(gt=0)] | None = 90.0
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     usd_per_hour: Annotated[float, Field(ge=0)] | None = None  # None: 0 on your own machine, Modal's prices on Modal
+    brl_per_usd: Annotated[float, Field(gt=0)] | None = None  # sums are then told in R$ as well
 
 
 class DataSection(Frozen):
