@@ -11,10 +11,10 @@ import ctypes as c
 from pathlib import Path
 from typing import Any
 
-from noesis.core.device import usable_threads
-from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.errors import ModelError
 from noesis.core.i18n import _
 from noesis.llm.gguf.header import REMAKE, read_header
+from noesis.llm.llama_library import llama_threads, load_llama_cpp
 
 
 class _Params(c.Structure):
@@ -42,21 +42,19 @@ _no_log = _LOG(lambda level, text, data: None)  # module-level, since llama.cpp 
 class LlamaModel:
     """A GGUF file in llama.cpp. Use as a context manager."""
 
-    def __init__(self, file: Path, *, context: int = 1024) -> None:
+    def __init__(self, file: Path, *, context: int = 1024, threads: int | None = None) -> None:
         """Load `file`.
 
         Args:
             context: most tokens of one sequence.
+            threads: how many compute; default: `llama_threads`.
 
         Raises:
             ModelError: llama.cpp can't load it, or should not try.
         """
-        try:
-            import xllamacpp
-        except ImportError:
-            raise MissingExtra("xllamacpp", "gguf") from None
+        library = load_llama_cpp()
         read_header(file)
-        self._lib = lib = _declare(c.CDLL(str(xllamacpp.xllamacpp.__file__)))
+        self._lib = lib = _declare(c.CDLL(str(library.xllamacpp.__file__)))
         lib.llama_log_set(_no_log, None)
         lib.llama_backend_init()
         self._model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
@@ -78,7 +76,8 @@ class LlamaModel:
         self._ctx = lib.llama_init_from_model(self._model, params)
         if not self._ctx:
             raise ModelError(_("llama.cpp has no memory for a context of {context} tokens", context=context))
-        lib.llama_set_n_threads(self._ctx, usable_threads(), usable_threads())
+        threads = threads or llama_threads()
+        lib.llama_set_n_threads(self._ctx, threads, threads)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocabulary = int(lib.llama_vocab_n_tokens(self._vocab))
 
