@@ -1,7 +1,9 @@
 """llama.cpp's speed beside other programs: by its number of threads, and by whether they spin or sleep at a barrier.
 
-    python benchmarks/llama_threads.py --busy 0,1,2 --threads 1,2 --rounds 5
+    python benchmarks/llama_threads.py --busy 0,1,2 --ways spin:2,sleep:2,sleep:idle
     python benchmarks/llama_threads.py --busy 0 --users 2            two processes with llama.cpp at once
+
+A way is how threads wait and how many there are; `idle`: as many as there are idle cores, as Noesis chooses.
 
 Each measurement is a process of its own with the embedded model: reading 256 tokens, then answering 24. They are taken
 in turns, round by round, so that other work on the machine disturbs all alike; medians are printed, and in brackets the
@@ -25,7 +27,7 @@ SECONDS = 2.0  # of each measurement, at least
 SPINS = {"spin": {"GOMP_SPINCOUNT": "300000"}, "sleep": {}}  # libgomp's default, and what Noesis sets
 
 
-def measure(file: Path, threads: int) -> dict[str, float]:
+def measure(file: Path, threads: int | None) -> dict[str, float]:
     """Tokens a second, read and answered."""
     from noesis.release.parity.llama_logits import LlamaModel
 
@@ -42,9 +44,10 @@ def measure(file: Path, threads: int) -> dict[str, float]:
         return {"read": read / reading, "answer": answered / (time.perf_counter() - start)}
 
 
-def run(file: Path, threads: int, waiting: str, users: int) -> dict[str, float]:
+def run(file: Path, way: str, users: int) -> dict[str, float]:
     """`measure` in each of `users` processes at once; their sum."""
-    words = [sys.executable, __file__, "--measure", str(file), "--threads", str(threads)]
+    waiting, _, threads = way.partition(":")
+    words = [sys.executable, __file__, "--measure", str(file), "--ways", threads]
     environment = os.environ | SPINS[waiting]
     processes = [subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) for _ in range(users)]
     found = [json.loads(process.communicate()[0]) for process in processes]
@@ -52,34 +55,33 @@ def run(file: Path, threads: int, waiting: str, users: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print one line for each number of busy programs, threads, and way of waiting."""
+    """Print one line for each number of busy programs and each way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--busy", default="0,1,2", help="programs that only burn CPU meanwhile")
-    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--ways", default="spin:2,sleep:2,sleep:1,sleep:idle")
     parser.add_argument("--users", type=int, default=1, help="processes with llama.cpp at once; their sum is printed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure, int(options.threads))))
+        print(json.dumps(measure(options.measure, int(options.ways) if options.ways.isdecimal() else None)))
         return
     from noesis.llm.embedded import embedded_gguf
 
     file = embedded_gguf()
-    settings = [(int(threads), waiting) for threads in options.threads.split(",") for waiting in SPINS]
     for busy in map(int, options.busy.split(",")):
         found = defaultdict(list)
         others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
         try:
             for _ in range(options.rounds):
-                for threads, waiting in settings:
-                    found[threads, waiting].append(run(file, threads, waiting, options.users))
+                for way in options.ways.split(","):
+                    found[way].append(run(file, way, options.users))
         finally:
             for process in others:
                 process.kill()
                 process.wait()
-        for (threads, waiting), rounds in found.items():
-            line = f"{busy} busy, {options.users} users, {threads} threads that {waiting}:"
+        for way, rounds in found.items():
+            line = f"{busy} busy, {options.users} users, {way}:"
             for key in ("read", "answer"):
                 rates = [each[key] for each in rounds]
                 line += f" {key} {statistics.median(rates):.0f} ({max(rates):.0f}) tok/s"

@@ -91,15 +91,22 @@ def unfinished(folder: Path, made_from: str) -> Iterator[Unfinished]:
         make_folder(folder)
         journal = {"files": {}, "where": "", "parts": {}}
     parts = {part: Comparison.from_json(found) for part, found in journal["parts"].items()}
+    work = Unfinished(parts, journal["where"], folder=folder, made_from=made_from, hashes=journal["files"])
     try:
-        yield Unfinished(parts, journal["where"], folder=folder, made_from=made_from, hashes=journal["files"])
+        yield work
     except ParityError:
         remove(folder)
+        raise
+    except BaseException:
+        if work.hashes:
+            say(_("  what is finished waits in {folder}: the same command goes on with it", folder=folder))
         raise
     remove(folder)
 
 
 def _read(file: Path, made_from: str) -> Any:
+    if file.parent.is_symlink():
+        return None  # what is in its place is not ours
     try:
         text = unsealed(made_from, read_text(file))
     except (OSError, UnicodeDecodeError, UnsafePathError):
