@@ -157,13 +157,18 @@ def test_doctor_looks_and_names_no_secret(tmp_path: Path):
 def test_clean_lists_and_frees_only_when_told(project: Path, tmp_path: Path):
     old = project / "runs" / ".archive" / "demo-1"
     old.mkdir(parents=True)
-    (old / "metrics.jsonl").write_bytes(b"x" * 5000)
+    (old / "metrics.jsonl").write_bytes(b"x" * 3000)
+    stopped = project / "runs" / "demo" / "gguf" / "unfinished"
+    stopped.mkdir(parents=True)
+    (project / "runs" / "demo" / "manifest.json").write_text("{}")
+    (stopped / "m-f16.gguf").write_bytes(b"x" * 2000)
     environment = {"NOESIS_CACHE": str(tmp_path / "cache")}
     listed = noesis("clean", "--project", project, env=environment)
-    assert "5 kB in 1 places" in listed.stdout
+    assert "5 kB in 2 places" in listed.stdout
     assert old.exists()
     assert noesis("clean", "--delete", "--project", project, env=environment).returncode == 0
     assert not old.exists()
+    assert not stopped.exists()
 
 
 def test_hostile_text_does_not_reach_the_terminal(write_rows, record: dict):

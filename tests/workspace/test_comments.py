@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,11 @@ def test_every_comment_of_a_portuguese_project_is_portuguese_and_nothing_else_ch
         assert set(comments(text)) & set(comments(before)) <= SAME
         if not words:
             assert COMMENT.sub("#", text) == COMMENT.sub("#", before)
+    for its, said in ((made, "Depois, `noesis demo --quick`"), (english, "Then `noesis demo --quick`")):
+        readme = (its.root / "README.md").read_text(encoding="utf-8")
+        assert said in readme
+        for name in re.findall(r"`(data/[^`]+)`", readme):  # what it says to change is there
+            assert (its.root / name).exists(), name
     assert read_yaml(made.lora_yaml) == read_yaml(english.lora_yaml)
     settings, expected = read_yaml(made.training_yaml), read_yaml(english.training_yaml)
     if words:

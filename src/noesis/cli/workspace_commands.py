@@ -57,8 +57,7 @@ def init(
     purpose = Purpose(name or folder.resolve().name, domain, language) if domain else None
     for file in create_project(folder, purpose, language):
         say(f"  {file}")
-    if purpose is not None:
-        say(_("Read {folder}: it says what to change.", folder=folder / "README.md"))
+    say(_("Read {folder}: it says what to change.", folder=folder / "README.md"))
     say(_("Edit them, then:  {command}", command=command("demo", "--project", folder)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -74,8 +75,23 @@ def usable_threads() -> int:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use; a container may give fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs that this process may use; a container may give fewer than the machine has, or a share of their time."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(there, _cpu_quota(Path("/sys/fs/cgroup")))))
+
+
+def _cpu_quota(groups: Path) -> float:
+    """CPUs' worth of time that this container gets (cgroup 2, else 1); infinite where nothing limits it.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
+    """
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((groups / name).read_text(encoding="ascii") for name in names).split()
+            return float(quota) / float(period) if quota not in ("max", "-1") else math.inf
+        except (OSError, ValueError, ZeroDivisionError):
+            continue  # no such file: another version, the root group, or another system
+    return math.inf
 
 
 @cache

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.console import Progress
-from noesis.core.device import usable_threads
 from noesis.core.errors import ModelError
 from noesis.core.i18n import _
 from noesis.core.messages import Message
@@ -49,8 +48,6 @@ def load_llama_server(
         "n_threads_http": parallel + 4,  # one for each request under way, and some for /slots
         "n_batch": UBATCH,  # long prompts are computed in pieces, and others' answers go on in between
         "cache_ram_mib": 0,  # else up to 8 GB of old prompts are cached, whatever adapter they were computed with
-        "cpuparams": {"n_threads": usable_threads()},
-        "cpuparams_batch": {"n_threads": usable_threads()},
     }
     if adapter is not None:
         settings["lora_adapters"] = [{"path": str(adapter), "scale": 1.0}]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from noesis.core.console import say, size
+from noesis.core.console import say
 from noesis.core.device import detect
 from noesis.core.errors import UsageError
-from noesis.core.files import require_output, scratch_folder, write_json
+from noesis.core.files import files_in, require_output, sha256_file, sha256_json, write_json
 from noesis.core.i18n import _
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.release.parity.outcome import name_files, require_passed, show_certificate
+from noesis.release.parity.unfinished import made_by, unfinished
 
 ANSWERED_EVERY = 8  # one question in this many is also answered greedily
 
@@ -42,11 +44,11 @@ def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -
     tokenizer = load_tokenizer(model)
     texts = [render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True) for text in QUESTIONS]
     first = next(iter(files.values()))
-    with scratch_folder(first.parent, first.stem) as scratch:
-        written = {kind: scratch / file.name for kind, file in files.items()}
-        for kind, file in written.items():
-            write_gguf(model, file, kind, name=name, licence="see the model's folder")
-            say(f"  {files[kind]}: {size(file.stat().st_size)}")
+    with unfinished(first.parent / f".{first.stem}.unfinished", _made_from(model, texts)) as work:
+        written = {}
+        for kind, file in files.items():
+            write = partial(write_gguf, model, kind=kind, name=name, licence="see the model's folder")
+            written[kind] = work.file(kind, file.name, write)
         subject = Subject(
             model,
             written,
@@ -55,12 +57,17 @@ def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -
             prompts_from="twenty questions",
             device=detect().kind,
         )
-        certificate = name_files(certify(subject, tokenizer), scratch, first.parent)
-    record = first.parent / f"{first.stem}.parity.json"
-    write_json(record, certificate.to_json())
-    require_passed(certificate, str(record))
+        certificate = name_files(certify(subject, tokenizer, work), work.folder, first.parent)
+        record = first.parent / f"{first.stem}.parity.json"
+        write_json(record, certificate.to_json())
+        require_passed(certificate, str(record))
     show_certificate(certificate)
     return list(files.values())
+
+
+def _made_from(model: Path, texts: list[str]) -> str:
+    """What an interrupted conversion must have started from for this one to go on with it."""
+    return sha256_json([made_by(), {file.name: sha256_file(file) for file in files_in(model)}, texts])
 
 
 def find_model_folder(folder: Path) -> Path:

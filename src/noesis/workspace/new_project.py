@@ -14,6 +14,7 @@ from noesis.core.machine.package_files import package_files
 from noesis.core.project import Project
 from noesis.workspace.comments import commented
 from noesis.workspace.own_project import Purpose, require_language, write_own_project
+from noesis.workspace.starter import filled, read_starter
 
 LANGUAGES: tuple[Language, ...] = ("pt", "en")
 EXAMPLES = {  # category: id
@@ -28,7 +29,7 @@ def create_project(folder: Path, purpose: Purpose | None = None, language: str |
 
     Args:
         purpose: what it is for; None: Noesis's own constitution and three of its examples, to begin with.
-        language: of the settings' comments without a purpose, which has its own; default: the one that is spoken.
+        language: of README and comments without a purpose, which has its own; default: the one that is spoken.
 
     Raises:
         UsageError: the folder is not empty, the language is none, or the installation is incomplete.
@@ -41,11 +42,21 @@ def create_project(folder: Path, purpose: Purpose | None = None, language: str |
     if purpose is not None:
         return write_own_project(project, purpose)
     return [
+        _write_readme(project, language),
         *_copy_settings(starter, project, language),
         *write_schemas(project),
         _copy_tribunal(starter, project),
         *_copy_examples(starter, project),
     ]
+
+
+def _write_readme(project: Project, language: str) -> Path:
+    """What to change first."""
+    file, code = project.root / "README.md", "en" if language == "en" else "pt"
+    examples = project.sources(code)[0] / "examples.jsonl"
+    words = {"name": file.parent.resolve().name, "examples": examples.relative_to(project.root).as_posix()}
+    write_text(file, filled(read_starter(language).philosopher, words))
+    return file
 
 
 def _copy_settings(starter: Project, project: Project, language: str) -> list[Path]:

@@ -32,7 +32,8 @@ class Starter(BaseModel):
     item: str
     anchors: Annotated[tuple[str, ...], Field(min_length=3, max_length=3)]
     comment: str
-    readme: str
+    readme: str  # of a project for a domain of its own
+    philosopher: str  # of one with Noesis's own constitution
 
 
 def read_starter(language: str) -> Starter:

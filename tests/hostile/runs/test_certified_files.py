@@ -57,7 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def convert_with(place: Path, monkeypatch: pytest.MonkeyPatch, certify: Any) -> None:
     import noesis.release.parity.certify as certifying
 
-    def at_that_time(subject: Any, tokenizer: Any) -> Certificate:
+    def at_that_time(subject: Any, tokenizer: Any, _figures: Any) -> Certificate:
         assert (place / "out" / "m.gguf").read_bytes() == b"GGUF of yesterday"  # nothing has its name yet
         return certify(*subject.files.values())  # type: ignore[no-any-return]
 
@@ -84,7 +84,7 @@ def test_a_file_that_failed_does_not(place: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "how", [KeyboardInterrupt, MemoryError, OSError], ids=["an interruption", "too little memory", "a full disk"]
 )
-def test_what_breaks_while_it_is_certified_leaves_the_earlier_file_and_nothing_else(
+def test_what_breaks_while_it_is_certified_leaves_the_earlier_file_until_it_goes_on(
     place: Path, monkeypatch: pytest.MonkeyPatch, how: type[BaseException]
 ):
     def breaks(*files: Path) -> Certificate:
@@ -92,12 +92,14 @@ def test_what_breaks_while_it_is_certified_leaves_the_earlier_file_and_nothing_e
 
     with pytest.raises(how):
         convert_with(place, monkeypatch, breaks)
-    assert [file.name for file in (place / "out").iterdir()] == ["m.gguf"]
+    assert sorted(file.name for file in (place / "out").iterdir()) == [".m.unfinished", "m.gguf"]
     assert names(place / "out") == {"m.gguf": b"GGUF of yesterday"}
+    convert_with(place, monkeypatch, lambda *files: measured(*files, passed=True))
+    assert sorted(file.name for file in (place / "out").iterdir()) == ["m.gguf", "m.parity.json"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need no privilege here")
-@pytest.mark.parametrize("name", [".m.part", ".m.gguf.part"])
+@pytest.mark.parametrize("name", [".m.unfinished", ".m.gguf.part"])
 def test_a_link_with_a_temporary_name_is_taken_away_not_filled(place: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     (place / "home").mkdir()
     (place / "home" / "m.gguf").write_bytes(b"precious")

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from noesis.core.device import usable_threads
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_file
 from noesis.core.i18n import _
@@ -69,8 +68,6 @@ class GgufClient:
             "n_ctx": context * parallel,
             "n_parallel": parallel,
             "swa_full": True,  # else a layer with a window forgets a prefix that the next request shares
-            "cpuparams": {"n_threads": usable_threads()},
-            "cpuparams_batch": {"n_threads": usable_threads()},
         }
         try:
             self._server = LlamaProcess(settings)

@@ -7,7 +7,6 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from noesis.core.device import usable_threads
 from noesis.core.errors import ModelError
 from noesis.core.files import write_text
 from noesis.core.i18n import _
@@ -60,10 +59,9 @@ def write_tokenizer(gguf: Path, header: GgufHeader, folder: Path, *, shown: Path
 
 
 def _start(gguf: Path, shown: Path) -> LlamaProcess:
-    threads = {"n_threads": usable_threads()}
     settings = {"model": {"path": str(gguf)}, "n_ctx": 512, "n_parallel": 1, "warmup": False, "cache_ram_mib": 0}
     try:
-        return LlamaProcess(settings | {"cpuparams": threads, "cpuparams_batch": threads})
+        return LlamaProcess(settings)
     except ModelError as error:
         raise refused(shown, _("llama.cpp can't load it ({error})", error=error)) from None
 

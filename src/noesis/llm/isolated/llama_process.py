@@ -26,6 +26,7 @@ from noesis.llm.gguf.header import read_header
 from noesis.llm.http import Http
 from noesis.llm.http_reply import HttpError, lines
 from noesis.llm.isolated.child import Child
+from noesis.llm.llama_library import server_threads
 
 LOAD_S = 900.0  # tens of gigabytes from a slow disk
 ANSWER_S = 86_400.0  # a long prompt on a slow processor
@@ -56,7 +57,7 @@ class LlamaProcess:
         self._folder = _private_folder()
         self.key = secrets.token_urlsafe(24)
         self.socket = f"{self._folder.name}/llama.sock" if self._folder else None
-        private = {
+        private: dict[str, Any] = {
             "api_keys": [self.key],
             "hostnames": [self.socket or "127.0.0.1"],
             "port": 0,
@@ -66,6 +67,8 @@ class LlamaProcess:
             "ui": False,
             "verbosity": 0,
         }
+        threads = {"n_threads": server_threads(), "poll": 0}  # those that have no work sleep
+        private |= {"cpuparams": threads, "cpuparams_batch": threads}
         self._child = Child("noesis.llm.isolated.llama_worker", memory=memory_limit(settings))
         address = str(self._child.ask(str(self._file), LOAD_S, settings=settings | private))
         self.url = "http://llama.cpp" if self.socket else address

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from noesis.core.errors import ModelError
+from noesis.llm.llama_library import load_llama_cpp
 
 _server: Any = None
 
@@ -19,8 +20,7 @@ def handle(settings: dict[str, Any]) -> str:
         ModelError: llama.cpp can't load it.
     """
     global _server
-    import xllamacpp
-
+    xllamacpp = load_llama_cpp()
     params = xllamacpp.CommonParams()
     adapters = settings.pop("lora_adapters", [])
     _apply(params, settings)

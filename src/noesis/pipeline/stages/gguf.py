@@ -5,13 +5,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from noesis.core.console import command, say, size
+from noesis.core.console import command, say
 from noesis.core.errors import ModelError, RunError, UsageError
-from noesis.core.files import copy_file, require_output, scratch_folder, write_json, write_text
+from noesis.core.files import (
+    copy_file,
+    files_in,
+    require_output,
+    sha256_file,
+    sha256_json,
+    write_json,
+    write_text,
+)
 from noesis.core.i18n import N_, _
 from noesis.core.project import Project, find_project
 from noesis.dataset.encode import prompt_messages
@@ -26,6 +35,7 @@ from noesis.pipeline.tracking import certificate_figures, track
 from noesis.planning.budget import require_remaining
 from noesis.release.parity.certificate import Certificate
 from noesis.release.parity.outcome import name_files, require_passed, show_certificate
+from noesis.release.parity.unfinished import Figures, made_by, unfinished
 from noesis.run.manifest import Json
 
 PROMPTS = 10  # of each language, compared at every position
@@ -73,14 +83,13 @@ def run_gguf(
 
     def work() -> Json:
         require_remaining(s.budget(), "writing GGUF")
-        with scratch_folder(s.run.gguf, "measured") as folder:
+        with unfinished(s.run.gguf / "unfinished", _made_from(s)) as begun:
             for kind, file in files.items():
-                written = folder / file.name
-                write_gguf(s.run.merged, written, kind, name=s.run.merged.name, licence=s.model.licence)
-                say(f"  {written.name}: {size(written.stat().st_size)}")
+                write = partial(write_gguf, s.run.merged, kind=kind, name=s.run.merged.name, licence=s.model.licence)
+                begun.file(kind, file.name, write)
             if adapter:
-                write_adapter(s, folder)
-            return certify_files(s, files, folder, with_adapter=adapter).to_json()
+                begun.file("adapter", adapter_file(s).name, lambda _: write_adapter(s, begun.folder))
+            return certify_files(s, files, begun.folder, with_adapter=adapter, figures=begun).to_json()
 
     covered = before is not None and set(before.files) == set(wanted) and (before.adapter is not None or not adapter)
     result = s.run.perform("gguf", work, lambda: _outputs(s, files, adapter), again=again or not covered)
@@ -123,6 +132,14 @@ def parity(s: RunSession) -> Certificate:
     return certificate
 
 
+def _made_from(s: RunSession) -> str:
+    """What an interrupted stage must have started from for this one to go on with it."""
+    merged = {file.name: sha256_file(file) for file in files_in(s.run.merged)}
+    adapter = sha256_file(s.run.adapter() / "adapter_model.safetensors")
+    identity, prompts = asdict(s.run.identity), _prompts(s)
+    return sha256_json([made_by(), merged, adapter, identity, prompts, s.model.licence, s.device.kind])
+
+
 def _gguf_file(s: RunSession, kind: str) -> Path:
     return s.run.gguf / f"{s.run.merged.name}-{kind}.gguf"
 
@@ -147,13 +164,20 @@ def _outputs(s: RunSession, files: dict[str, Path], with_adapter: bool) -> list[
 
 
 def certify_files(
-    s: RunSession, files: dict[str, Path], folder: Path, *, with_adapter: bool, originals: bool = False
+    s: RunSession,
+    files: dict[str, Path],
+    folder: Path,
+    *,
+    with_adapter: bool,
+    originals: bool = False,
+    figures: Figures | None = None,
 ) -> Certificate:
     """Certify what is to become `files`, and write gguf/parity.json and gguf/Modelfile.
 
     Args:
         folder: where the files, and the adapter's, are until they have passed; a file out of tolerance is renamed.
         originals: also measure the adapter on the base's original weights.
+        figures: as in `certify`.
 
     Raises:
         ParityError: a file is out of tolerance.
@@ -176,7 +200,7 @@ def certify_files(
         prompts_from=texts.source,
         device=s.device.kind,
     )
-    certificate = name_files(certify(subject, tokenizer), folder, s.run.gguf)
+    certificate = name_files(certify(subject, tokenizer, figures), folder, s.run.gguf)
     write_json(s.run.gguf / "parity.json", certificate.to_json())
     track(s, certificate_figures(certificate))
     require_passed(certificate)

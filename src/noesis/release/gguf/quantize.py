@@ -11,8 +11,9 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.errors import ModelError
 from noesis.core.i18n import _
+from noesis.llm.llama_library import load_llama_cpp
 
 KINDS = ("f32", "f16", "q8_0", "q4_k_m")
 FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # where a row is not a multiple of 256
@@ -107,11 +108,7 @@ def quantise(rows: Any, stored: Any) -> Any:
 @lru_cache(maxsize=1)
 def _library() -> Any:
     """llama.cpp's shared library, with the quantiser's signature declared."""
-    try:
-        import xllamacpp
-    except ImportError:
-        raise MissingExtra("xllamacpp", "gguf") from None
-    lib = c.CDLL(str(xllamacpp.xllamacpp.__file__))
+    lib = c.CDLL(str(load_llama_cpp().xllamacpp.__file__))
     lib.ggml_quantize_chunk.restype = c.c_size_t
     lib.ggml_quantize_chunk.argtypes = [c.c_int, c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_int64, c.c_void_p]
     return lib

@@ -8,13 +8,17 @@ around it are the known ones.
 from __future__ import annotations
 
 import ctypes as c
+import math
+import time
 from pathlib import Path
 from typing import Any
 
-from noesis.core.device import usable_threads
-from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.errors import ModelError
 from noesis.core.i18n import _
 from noesis.llm.gguf.header import REMAKE, read_header
+from noesis.llm.llama_library import IdleCores, load_llama_cpp
+
+LOOK_EVERY_S = 1.0  # at what other programs leave idle
 
 
 class _Params(c.Structure):
@@ -42,21 +46,19 @@ _no_log = _LOG(lambda level, text, data: None)  # module-level, since llama.cpp 
 class LlamaModel:
     """A GGUF file in llama.cpp. Use as a context manager."""
 
-    def __init__(self, file: Path, *, context: int = 1024) -> None:
+    def __init__(self, file: Path, *, context: int = 1024, threads: int | None = None) -> None:
         """Load `file`.
 
         Args:
             context: most tokens of one sequence.
+            threads: how many compute; default: as many as there are idle cores, time and again.
 
         Raises:
             ModelError: llama.cpp can't load it, or should not try.
         """
-        try:
-            import xllamacpp
-        except ImportError:
-            raise MissingExtra("xllamacpp", "gguf") from None
+        library, self._cores = load_llama_cpp(), IdleCores()
         read_header(file)
-        self._lib = lib = _declare(c.CDLL(str(xllamacpp.xllamacpp.__file__)))
+        self._lib = lib = _declare(c.CDLL(str(library.xllamacpp.__file__)))
         lib.llama_log_set(_no_log, None)
         lib.llama_backend_init()
         self._model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
@@ -78,7 +80,7 @@ class LlamaModel:
         self._ctx = lib.llama_init_from_model(self._model, params)
         if not self._ctx:
             raise ModelError(_("llama.cpp has no memory for a context of {context} tokens", context=context))
-        lib.llama_set_n_threads(self._ctx, usable_threads(), usable_threads())
+        self._chosen, self._looked = threads, -math.inf
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocabulary = int(lib.llama_vocab_n_tokens(self._vocab))
 
@@ -128,6 +130,7 @@ class LlamaModel:
             for i, token in enumerate(ids):
                 batch.token[i], batch.pos[i], batch.logits[i] = token, start + i, 1
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            self._set_threads()
             if lib.llama_decode(self._ctx, batch) != 0:
                 raise ModelError(_("llama.cpp could not run the model"))
             rows = [
@@ -137,6 +140,13 @@ class LlamaModel:
             return np.stack(rows)
         finally:
             lib.llama_batch_free(batch)
+
+    def _set_threads(self) -> None:
+        """Compute with as many threads as there are idle cores now. What is computed does not depend on it."""
+        if (now := time.monotonic()) - self._looked >= LOOK_EVERY_S:
+            threads = self._chosen or self._cores.threads()
+            self._lib.llama_set_n_threads(self._ctx, threads, threads)
+            self._looked = now
 
     def answer(self, ids: list[int], count: int, stop: set[int]) -> list[int]:
         """Greedy continuation of `ids`: at most `count` tokens, without the one in `stop` that ends it."""

@@ -43,6 +43,11 @@ class Inputs:
         return sum(map(len, self.rows))
 
     @property
+    def answering(self) -> int:
+        """Tokens of all prompts and their answers, at most."""
+        return sum(len(ids) + self.answer_tokens for ids in self.prompts)
+
+    @property
     def positions(self) -> int:
         """Positions that are compared: a context shared by several rows, such as a template's opening, counts once."""
         return self.length - sum(self.starts)
@@ -89,7 +94,9 @@ def _first_new_positions(rows: list[list[int]]) -> list[int]:
     return starts
 
 
-def record_outputs(model: ReferenceModel, inputs: Inputs, file: Path, title: str, drafts: list[list[int]]) -> Outputs:
+def record_outputs(
+    model: ReferenceModel, inputs: Inputs, file: Path, drafts: list[list[int]], progress: Progress
+) -> Outputs:
     """Run a reference model. Its logits go to `file`, which is memory-mapped, not loaded.
 
     Args:
@@ -99,37 +106,48 @@ def record_outputs(model: ReferenceModel, inputs: Inputs, file: Path, title: str
 
     stored = np.memmap(file, dtype=np.float32, mode="w+", shape=(inputs.length, inputs.vocabulary))
     views, start = [], 0
-    with Progress(title, inputs.length, "tok") as progress:
-        for row in model.logits(inputs.rows):
-            view = stored[start : start + len(row)]
-            view[:] = row[:, : inputs.vocabulary]
-            views.append(view)
-            start += len(row)
-            progress.advance(len(row))
-    pairs = zip(inputs.prompts, drafts, strict=True)
-    return Outputs(views, [model.answer(ids, inputs.answer_tokens, inputs.stop, draft) for ids, draft in pairs])
+    for row in model.logits(inputs.rows):
+        view = stored[start : start + len(row)]
+        view[:] = row[:, : inputs.vocabulary]
+        views.append(view)
+        start += len(row)
+        progress.advance(len(row))
+    answers = []
+    for ids, draft in zip(inputs.prompts, drafts, strict=True):
+        answers.append(model.answer(ids, inputs.answer_tokens, inputs.stop, draft))
+        progress.advance(len(ids) + inputs.answer_tokens)
+    return Outputs(views, answers)
 
 
-def divergence(reference: Outputs, logits: Iterable[Any], inputs: Inputs) -> Divergence:
+def divergence(
+    reference: Outputs, logits: Iterable[Any], inputs: Inputs, progress: Progress | None = None
+) -> Divergence:
     """The divergence of row-by-row logits from the reference's."""
     meter = DivergenceMeter()
     for ours, theirs, start in zip(reference.logits, logits, inputs.starts, strict=True):
         meter.add(ours[start:], theirs[start:, : inputs.vocabulary])
+        if progress is not None:
+            progress.advance(len(ours))
     return meter.result()
 
 
-def measure_gguf(model: LlamaModel, inputs: Inputs, references: Iterable[Outputs], title: str) -> list[Divergence]:
+def measure_gguf(
+    model: LlamaModel, inputs: Inputs, references: Iterable[Outputs], progress: Progress
+) -> list[Divergence]:
     """Run a GGUF model once: its divergence from each reference."""
     meters = [(reference, DivergenceMeter()) for reference in references]
-    with Progress(title, inputs.length, "tok") as progress:
-        for i, (row, start) in enumerate(zip(inputs.rows, inputs.starts, strict=True)):
-            logits = model.logits(row)
-            for reference, meter in meters:
-                meter.add(reference.logits[i][start:], logits[start:])
-            progress.advance(len(row))
+    for i, (row, start) in enumerate(zip(inputs.rows, inputs.starts, strict=True)):
+        logits = model.logits(row)
+        for reference, meter in meters:
+            meter.add(reference.logits[i][start:], logits[start:])
+        progress.advance(len(row))
     return [meter.result() for _, meter in meters]
 
 
-def answer_prompts(model: LlamaModel, inputs: Inputs) -> list[list[int]]:
+def answer_prompts(model: LlamaModel, inputs: Inputs, progress: Progress) -> list[list[int]]:
     """A GGUF model's greedy answers."""
-    return [model.answer(ids, inputs.answer_tokens, inputs.stop) for ids in inputs.prompts]
+    answers = []
+    for ids in inputs.prompts:
+        answers.append(model.answer(ids, inputs.answer_tokens, inputs.stop))
+        progress.advance(len(ids) + inputs.answer_tokens)
+    return answers
