@@ -13,6 +13,7 @@ ENVIRONMENT = {
     "NOESIS_API_KEY": "The key that the server asks for; what is set here is never printed.",
     "NOESIS_CACHE": "Where converted models and judges' replies are kept; default: ~/.cache/noesis.",
     "NOESIS_KEY_<HOST>": "The key of a judge's endpoint at that host.",
+    "OMP_NUM_THREADS": "Threads at most of PyTorch and of llama.cpp; default: the cores.",
     "HF_TOKEN": "For models on the Hugging Face Hub whose licence must be accepted.",
 }
 EXIT_CODES = {

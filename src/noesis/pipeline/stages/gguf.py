@@ -23,6 +23,7 @@ from noesis.core.files import (
 )
 from noesis.core.i18n import N_, _
 from noesis.core.project import Project, find_project
+from noesis.core.rooted import remove
 from noesis.dataset.encode import prompt_messages
 from noesis.dataset.load import evenly_spread
 from noesis.llm.chat_template import render
@@ -38,6 +39,7 @@ from noesis.release.parity.outcome import name_files, require_passed, show_certi
 from noesis.release.parity.unfinished import Figures, made_by, unfinished
 from noesis.run.manifest import Json
 
+UNFINISHED = "unfinished"  # folder below gguf/ of what a stopped command had finished
 PROMPTS = 10  # of each language, compared at every position
 ANSWERED = 3  # of each language, answered greedily
 CONVERSATIONS = 2  # whole held-out examples, compared at every position
@@ -83,7 +85,7 @@ def run_gguf(
 
     def work() -> Json:
         require_remaining(s.budget(), "writing GGUF")
-        with unfinished(s.run.gguf / "unfinished", _made_from(s)) as begun:
+        with unfinished(s.run.gguf / UNFINISHED, _made_from(s)) as begun:
             for kind, file in files.items():
                 write = partial(write_gguf, s.run.merged, kind=kind, name=s.run.merged.name, licence=s.model.licence)
                 begun.file(kind, file.name, write)
@@ -124,6 +126,7 @@ def parity(s: RunSession) -> Certificate:
     files = {kind: found[kind] for kind in kinds}
 
     def work() -> Json:
+        remove(s.run.gguf / UNFINISHED)  # of a command that was stopped: these files are what holds
         return certify_files(s, files, s.run.gguf, with_adapter=with_adapter, originals=True).to_json()
 
     result = s.run.perform("gguf", work, lambda: _outputs(s, files, with_adapter), again=True)
