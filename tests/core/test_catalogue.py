@@ -159,6 +159,19 @@ def test_what_is_looked_up_is_a_text_and_not_before_the_language_is_known():
     assert wrong == []
 
 
+def test_no_marked_text_stands_where_it_is_not_gathered(catalogue: Catalog):
+    """Babel sees none inside an f-string, nor inside the arguments of some other calls."""
+    known = {text for text, _translation in pairs(catalogue)}
+    texts = {
+        f"{file}:{call.lineno}": argument.value
+        for file, tree in modules().items()
+        for call, _at_import in marked(tree)
+        for argument in call.args[:1]
+        if isinstance(argument, ast.Constant)
+    }
+    assert {place: text for place, text in texts.items() if text not in known} == {}
+
+
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 

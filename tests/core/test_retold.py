@@ -49,7 +49,7 @@ def interval(draw: random.Random) -> str:
 
 def filling(template: str, draw: random.Random) -> dict[str, Any]:
     """Values for the fields as the rules give them: numbers, names, intervals, and other reasons."""
-    plain = [text for text in templates() if "{" not in text and " " in text]
+    plain = [text for text in templates() if " " in text and not re.search(r"[;:,] |\{", text)]
     values: dict[str, Any] = {}
     for name, specification, conversion in fields(template):
         if conversion:

@@ -84,7 +84,8 @@ def show(
             if principle.id in covers:
                 for name in ("critique", "revision"):
                     request = getattr(principle, name)
-                    say(f"     {name}: {request[language] if request else _('(generic wording)')}")
+                    worded = request[language] if request else _("(generic wording)")
+                    say(f"     {name}: {worded}")
                 cover = covers[principle.id]
                 say(
                     _(

@@ -59,7 +59,8 @@ class CostReport:
 
     def lines(self, brl_per_usd: float | None = None) -> list[str]:
         """The table of stages; with a rate, the sum in R$ as well."""
-        lines = [f"  {'':14} {_('quoted'):>24}   {_('metered'):>24}"]
+        heads = _("quoted"), _("metered")
+        lines = [f"  {'':14} {heads[0]:>24}   {heads[1]:>24}"]
         for r in self.rows:
             quoted, metered = (
                 _amount(r.quoted_seconds, r.quoted_usd, ""),
@@ -67,7 +68,8 @@ class CostReport:
             )
             lines.append(f"  {r.stage:14} {quoted:>24}   {metered:>24}")
         sums = f"{_four(self.quoted_usd):>24}   {_four(self.metered_usd):>24}"
-        return [*lines, f"  {_('in all'):14} {sums}{in_reais(self.metered_usd, brl_per_usd)}"]
+        label, reais = _("in all"), in_reais(self.metered_usd, brl_per_usd)
+        return [*lines, f"  {label:14} {sums}{reais}"]
 
     def billing_lines(self) -> list[str]:
         """Modal's bill, what of the metered amount is not in it, and why it may differ."""

@@ -120,10 +120,8 @@ class Interrupt:
             exit_at_once(number, _("stopped at once; the last saved step is kept"))
         self.number = number
         if not self.silent:
-            os.write(
-                sys.__stderr__.fileno() if sys.__stderr__ else 2,
-                f"\n{_('stopping after this micro-batch; a second signal stops at once')}\n".encode(),
-            )
+            told = _("stopping after this micro-batch; a second signal stops at once")
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{told}\n".encode())
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, PATIENCE_S, 0.5)
 

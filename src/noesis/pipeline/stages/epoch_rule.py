@@ -97,11 +97,8 @@ def _by_tribunal(
         of=of,
         max_drop=max_drop,
     )
-    return left[0], N_(
-        "the Tribunal's scores, among {among}: {said}",
-        among=among,
-        said="; ".join([*said, _conclusion(left, tied, N_("its prompts"))]),
-    )
+    said.append(_conclusion(left, tied, N_("its prompts")))
+    return left[0], N_("the Tribunal's scores, among {among}: {said}", among=among, said="; ".join(said))
 
 
 def _sound(score: CheckpointScore, max_drop: float) -> bool:
