@@ -96,3 +96,32 @@ def test_a_file_of_an_earlier_merge_is_replaced(session: RunSession):
     run_gguf(session, kinds=("f16",))
     assert file.read_bytes() != before
     assert load_run(session.run.path).vouches_for("gguf", file, thoroughly=True)
+
+
+@pytest.mark.parametrize("then", ["gguf", "parity"])
+def test_a_stopped_stage_goes_on_with_its_files_and_leaves_no_strays(
+    session: RunSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+):
+    from noesis.release.gguf import writer
+
+    written, write, certify = [], writer.write_gguf, gguf.certify_files
+
+    def counted(model: Path, file: Path, kind: str, **named: Any) -> None:
+        written.append(kind)
+        write(model, file, kind, **named)
+
+    def stop(*_: Any, **__: Any) -> Certificate:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "write_gguf", counted)
+    monkeypatch.setattr(gguf, "certify_files", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_gguf(session, kinds=("q8_0",))
+    assert sorted(written) == ["f16", "q8_0"]
+    monkeypatch.setattr(gguf, "certify_files", certify)
+    found = run_gguf(session, kinds=("q8_0",)) if then == "gguf" else gguf.parity(session)
+    assert sorted(written) == ["f16", "q8_0"]
+    assert "f16" in found.files
+    assert not (session.run.gguf / "unfinished").exists()
+    told = findings(session.run.path, tmp_path)
+    assert [f.wrong for f in told if f.wrong and ("GGUF" in f.what or "belong" in f.what)] == []

@@ -2,8 +2,8 @@
 
 llama.cpp's threads meet at a barrier several hundred times a token. By default those that wait there spin: where one of
 them is not scheduled, because a browser or a training has its core, all the others burn theirs meanwhile. So they sleep
-(`OMP_WAIT_POLICY`, where llama.cpp was built with OpenMP, as on Linux; `poll` elsewhere), and there are no more of them
-than cores that are idle. docs/decisions/0053-threads.md has the figures.
+(`OMP_WAIT_POLICY`, where llama.cpp was built with OpenMP, as on Linux; `poll` elsewhere), and there are as many of them
+as idle cores, half of all cores at least. docs/decisions/0053-threads.md has the figures.
 """
 
 from __future__ import annotations
@@ -55,10 +55,11 @@ class IdleCores:
         self._before = self._times()
 
     def threads(self) -> int:
-        """Idle cores, and those that this process was using, since this was last asked; one at least."""
+        """Cores that were idle, or worked for this process, since this was last asked; half of all at least."""
         before, self._before = self._before, self._times()
         seconds, free = (now - then for now, then in zip(self._before, before, strict=True))
-        return max(1, min(self.most, round(free / seconds))) if seconds > 0 else self.most
+        idle = round(free / seconds) if seconds > 0 else self.most
+        return max((self.most + 1) // 2, min(self.most, idle))
 
     def _times(self) -> tuple[float, float]:
         """(clock, seconds for which the CPUs were idle or worked for this process)."""
@@ -70,7 +71,7 @@ class IdleCores:
 
 
 def server_threads() -> int:
-    """Threads of a server, which keeps them while the machine's load changes: idle cores, half of all at least."""
+    """Threads of a server, which can't change them later, by a look at the machine now."""
     cores = IdleCores()
     time.sleep(LOOK_S)
-    return max(cores.threads(), (cores.most + 1) // 2)
+    return cores.threads()
