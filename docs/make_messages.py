@@ -112,6 +112,8 @@ FOREIGN = (  # typer's
     "killed",
     "base",
     "tuned",
+    "revised",
+    "initial",
     "running",
     "all",
     "arithmetic",

@@ -10,7 +10,7 @@ from typing import Any
 from noesis.core.config import TribunalSection
 from noesis.core.console import Progress
 from noesis.core.files import scratch_folder, sha256_file, sha256_json
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.core.messages import Message
 from noesis.dataset.encode import prompt_messages
 from noesis.dataset.schema import Example
@@ -101,7 +101,7 @@ def base_and_tuned_answers(s: RunSession, examples: Sequence[Example]) -> dict[s
             base_gguf(s), adapter=write_adapter(s, folder), parallel=min(4, len(conversations)), context=2048
         )
         for model, on in (("base", False), ("tuned", True)):
-            with Progress(_("answer ({model})", model=model), len(conversations), _("prompts")) as progress:
+            with Progress(_("answer ({model})", model=retold(model)), len(conversations), _("prompts")) as progress:
                 answers[model] = engine.answer_all(
                     conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress
                 )
@@ -116,7 +116,7 @@ def _answers_on_gpu(s: RunSession, conversations: list[list[Message]]) -> dict[s
     answers: dict[str, list[str]] = {}
     loaded: dict[str, Any] = {}
     for name in MODELS:
-        with Progress(_("answer ({name})", name=name), len(conversations), _("prompts")) as progress:
+        with Progress(_("answer ({name})", name=retold(name)), len(conversations), _("prompts")) as progress:
             answers[name] = generate_batch(
                 _answering_model(s, adapter, name, loaded),
                 tokenizer,

@@ -109,7 +109,7 @@ def _scored(
                         s.as_trained,
                         s.device,
                         adapter=on,
-                        what=_("score {part} by {name}", part=part, name=name),
+                        what=_("score {part} by {name}", part=retold(part), name=name),
                     )
                     for part in rows
                 },

@@ -52,7 +52,7 @@ def measure_items(s: RunSession, adapter: Path, project: Project | None) -> Rows
     found: dict[str, list[Outcome]] = {}
     with compute_context(model, s.as_trained, s.device):
         for name in ("base", "tuned"):
-            with Progress(_("small tasks ({name})", name=name), len(items), _("items")) as progress:
+            with Progress(_("small tasks ({name})", name=retold(name)), len(items), _("items")) as progress:
                 if name == "base":
                     with model.disable_adapter():
                         found[name] = outcomes(model, tokenizer, items, on_items=progress.advance)
