@@ -55,10 +55,10 @@ def require_passed(certificate: Certificate, where: str = "gguf/parity.json") ->
                 _(
                     "the {part} must not be used: broken by the stage {broken_by}: {why} "
                     "({figures}); all figures are in {where}",
-                    part=part,
+                    part=retold(part),
                     broken_by=comparison.broken_by,
                     why=retold(comparison.why or ""),
-                    figures=_figures(comparison),
+                    figures=retold(_figures(comparison)),
                     where=where,
                 )
             )
