@@ -19,7 +19,7 @@ from noesis.llm.gguf.hard_strings import hard_strings
 from noesis.llm.gguf.rope import LongRope
 from noesis.llm.hub import find_description, find_model, find_tokenizer, identify_model
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.llm.weights import list_tensors, read_tensor
+from noesis.llm.weights.tensors import list_tensors, read_tensor
 from noesis.pipeline.session import reopen_run
 from noesis.pipeline.verify.check_run import verify
 from noesis.release.provenance import read_provenance

@@ -111,7 +111,7 @@ def test_the_round_trip_is_what_bitsandbytes_trains_against(tiny_model: Path):
     from noesis.core.config import load_config
     from noesis.core.device import detect
     from noesis.core.project import Project
-    from noesis.llm.weights import round_trip
+    from noesis.llm.weights.tensors import round_trip
     from noesis.training.base_model import load_base
 
     config = load_config(Project(ROOT), {"lora.quantization": {"bnb_4bit_compute_dtype": "bfloat16"}})
@@ -130,7 +130,7 @@ def test_a_merge_on_a_quantised_base_says_so_and_how_far_the_original_is(
     import torch
     from safetensors.torch import load_file
 
-    from noesis.llm.weights import round_trip
+    from noesis.llm.weights.tensors import round_trip
     from noesis.release.merge_weights import MergeResult, merge
 
     result = merge(tiny_model, tiny_adapter, tmp_path / "m", quantization=NF4, dtype="bfloat16", card="")

@@ -289,7 +289,7 @@ def test_an_adapter_of_another_tool_is_merged_or_refused_with_a_remedy(
     model: Path, tiny_adapter: Path, tmp_path: Path, settings: dict[str, Any] | None, why: str | None
 ):
     from noesis.llm.causal_model import load_causal_model, put_adapter
-    from noesis.llm.weights import read_adapter
+    from noesis.llm.weights.tensors import read_adapter
 
     folder = shutil.copytree(tiny_adapter, tmp_path / "a")
     if settings is None:

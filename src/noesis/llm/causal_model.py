@@ -18,7 +18,7 @@ from noesis.core.errors import ModelError, NoesisError
 from noesis.core.i18n import _
 from noesis.core.libraries import quiet_libraries
 from noesis.llm.model_config import check_model_folder
-from noesis.llm.weights import iter_trained_weights, read_adapter
+from noesis.llm.weights.tensors import iter_trained_weights, read_adapter
 
 SHOWN = 300  # characters of a library's own message
 

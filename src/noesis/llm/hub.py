@@ -27,7 +27,7 @@ from noesis.llm.embedded import (
 )
 from noesis.llm.from_gguf.base_file import BaseFile, convert, describe, open_base_file
 from noesis.llm.model_config import check_model_folder, require_trainable
-from noesis.llm.weights import list_tensors, weight_files
+from noesis.llm.weights.tensors import list_tensors, weight_files
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 DESCRIPTION_FILES = ["*.json", "*.jinja"]

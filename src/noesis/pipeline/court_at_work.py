@@ -16,7 +16,7 @@ from typing import Any
 from noesis.core.config import TribunalSection
 from noesis.core.console import quoted, say
 from noesis.core.event_loop import run_async
-from noesis.core.i18n import _, retold
+from noesis.core.i18n import _, number, retold
 from noesis.tribunal.court import Opinion, Ruling, opinion
 from noesis.tribunal.gate import decide
 from noesis.tribunal.judge import JudgeCase
@@ -157,9 +157,10 @@ def show_court(found: CourtAtWork) -> None:
         for model in MODELS:
             scores = pair.scores[model]
             said = ", ".join(
-                f"{TITLES[name]} {scores[name]:.2f}" if name in scores else f"{TITLES[name]} –" for name in JUDGES
+                f"{TITLES[name]} {number(scores[name], '.2f')}" if name in scores else f"{TITLES[name]} –"
+                for name in JUDGES
             )
-            say(f"    {model:<6} {said}")
+            say(f"    {_(model):<6} {said}")
     for why in found.missing:
         say(_("  no verdict: {why}", why=retold(why)))
     say(_("  Tribunal: {verdict}: {reason}", verdict=found.ruling.verdict, reason=retold(found.ruling.reason)))

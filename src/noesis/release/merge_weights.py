@@ -20,12 +20,12 @@ from noesis.core.files import copy_file, files_in, new_folder, require_space, wr
 from noesis.core.i18n import N_, _
 from noesis.core.jsonl import read_json_file
 from noesis.core.rooted import file_of_model
-from noesis.llm.weights import (
+from noesis.llm.weights.rounding import cast_to, rounded_sum
+from noesis.llm.weights.tensors import (
     INDEX,
     WHOLE,
     AdapterFile,
     StoredTensor,
-    cast_to,
     list_tensors,
     lora_update,
     read_adapter,
@@ -204,7 +204,7 @@ def _write_weights(plan: MergePlan, folder: Path, error: _ErrorMeter) -> dict[st
 
 
 def _merged(plan: MergePlan, tensors: list[StoredTensor], error: _ErrorMeter) -> Iterator[Any]:
-    """Each tensor of one file as it is written: summed in float32, rounded once."""
+    """Each tensor of one file as it is written."""
     import torch
 
     for tensor in tensors:
@@ -213,16 +213,18 @@ def _merged(plan: MergePlan, tensors: list[StoredTensor], error: _ErrorMeter) ->
             update = lora_update(plan.adapter, tensor.name) if tensor.name in plan.adapter.targets else None
             if was_quantised(tensor, plan.quantization):
                 error.add(tensor.name, read_tensor(tensor), weight, update)
-            if update is not None:
-                weight = update.add_(weight.float())
-                if not torch.isfinite(weight).all():
+            if update is None:
+                yield cast_to(weight, tensor.dtype)
+            else:
+                total = rounded_sum(weight, update, tensor.dtype, tensor.name)
+                if not torch.isfinite(total).all():
                     raise ModelError(
                         _(
                             "{name}: base plus update is not finite: the adapter is damaged, or training diverged",
                             name=tensor.name,
                         )
                     )
-            yield cast_to(weight, tensor.dtype)
+                yield total
 
 
 class _ErrorMeter:

@@ -15,7 +15,7 @@ from typing import Any
 from noesis.core.errors import ModelError
 from noesis.core.files import atomic
 from noesis.core.i18n import _
-from noesis.llm.weights import StoredTensor, list_tensors, read_tensor
+from noesis.llm.weights.tensors import StoredTensor, list_tensors, read_tensor
 
 
 def write_shard(file: Path, tensors: list[StoredTensor], arrays: Iterable[Any]) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ from noesis.core.yaml_file import read_yaml
 from noesis.llm.gguf.families import read_config
 from noesis.llm.hub import find_model
 from noesis.llm.model_config import check_adapter_settings, check_model_folder
-from noesis.llm.weights import UNSUPPORTED, read_adapter, weight_files
+from noesis.llm.weights.tensors import UNSUPPORTED, read_adapter, weight_files
 from noesis.planning.model_shapes import read_shape
 
 CONFIG: dict[str, Any] = {

@@ -76,7 +76,7 @@ def test_no_package_lists_files_by_a_pattern_that_hidden_files_fit():
 
 def test_weights_of_a_mac_folder(tmp_path: Path):
     from noesis.llm.hub import find_model
-    from noesis.llm.weights import _names_in_folder
+    from noesis.llm.weights.tensors import _names_in_folder
 
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")

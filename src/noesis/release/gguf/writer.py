@@ -30,7 +30,7 @@ from noesis.llm.gguf.families import (
     write_hyperparameters,
 )
 from noesis.llm.gguf.rope import rope_tensors
-from noesis.llm.weights import (
+from noesis.llm.weights.tensors import (
     StoredTensor,
     list_tensors,
     read_adapter,

@@ -17,7 +17,14 @@ from noesis.llm.gguf.families import ModelConfig, permuted, read_config
 from noesis.llm.gguf.header import REMAKE, read_header
 from noesis.llm.gguf.rope import rope_tensors
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.llm.weights import StoredTensor, list_tensors, lora_update, read_adapter, read_as_trained, read_tensor
+from noesis.llm.weights.tensors import (
+    StoredTensor,
+    list_tensors,
+    lora_update,
+    read_adapter,
+    read_as_trained,
+    read_tensor,
+)
 from noesis.release.gguf.vocabulary import chat_template, pre_tokenizer, read_tokenizer, turn_end
 from noesis.release.parity.certificate import Finding
 from noesis.release.parity.llama_logits import LlamaModel

@@ -26,7 +26,7 @@ from noesis.core.libraries import library_versions
 from noesis.llm.gguf.families import read_config
 from noesis.llm.gguf.hard_strings import hard_strings
 from noesis.llm.gguf.header import read_header
-from noesis.llm.weights import list_tensors
+from noesis.llm.weights.tensors import list_tensors
 from noesis.release.gguf.vocabulary import comparable, read_tokenizer
 from noesis.release.parity.audit import audit_controls, audit_gguf, audit_merge, update_share
 from noesis.release.parity.certificate import (

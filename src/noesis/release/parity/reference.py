@@ -13,7 +13,7 @@ from typing import Any
 
 from noesis.core.config import Quantization
 from noesis.llm.causal_model import load_causal_model, put_adapter
-from noesis.llm.weights import iter_trained_weights, list_tensors
+from noesis.llm.weights.tensors import iter_trained_weights, list_tensors
 
 LARGE = 4e9  # bytes in float32; above, weights are widened one layer at a time
 GPU_ROOM = 4e9  # bytes beside the weights: a widened layer, activations, logits

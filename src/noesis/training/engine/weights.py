@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from noesis.core.errors import ModelError
 from noesis.core.i18n import _
-from noesis.llm.weights import weight_files
+from noesis.llm.weights.tensors import weight_files
 
 Tensor = Any
 TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

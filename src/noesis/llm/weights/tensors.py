@@ -21,6 +21,7 @@ from noesis.core.files import files_in
 from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.llm.model_config import check_adapter_settings
+from noesis.llm.weights.rounding import TORCH_TYPES, cast_to, rounded_sum
 
 ADAPTER_WEIGHTS, WHOLE, INDEX = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
 PEFT_PREFIX = "base_model.model."
@@ -51,7 +52,6 @@ BUFFERS = re.compile(
     r"(?:.{0,200}\.)?(?:rotary_emb\.(?:inv_freq|original_inv_freq|cos_cached|sin_cached)|rope\.freqs|position_ids"
     r"|(?:attn|attention)\.(?:masked_)?bias)"
 )
-TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name → torch's
 MAX_SHARDS = 10_000
 LONGEST_FILE_NAME = 200
 
@@ -353,16 +353,13 @@ def iter_trained_weights(
         if only is not None and name not in only:
             continue
         weight = read_as_trained(tensor, quantization, dtype)
-        if adapter and name in adapter.targets:
-            weight = weight.float() + lora_update(adapter, name)
-        yield name, weight if exact else cast_to(weight, tensor.dtype)
-
-
-def cast_to(weight: Any, dtype: str) -> Any:
-    """`weight` as a contiguous tensor of a stored type (safetensors' name)."""
-    import torch
-
-    return weight.to(getattr(torch, TORCH_TYPES[dtype])).contiguous()
+        update = lora_update(adapter, name) if adapter and name in adapter.targets else None
+        if exact:
+            yield name, weight if update is None else weight.float() + update
+        elif update is None:
+            yield name, cast_to(weight, tensor.dtype)
+        else:
+            yield name, rounded_sum(weight, update, tensor.dtype, name)
 
 
 def round_trip(weight: Any, quantization: Quantization, dtype: str) -> Any:

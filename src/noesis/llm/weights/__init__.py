@@ -1,0 +1,1 @@
+"""A model's weights as files hold them: read, added to, rounded."""
