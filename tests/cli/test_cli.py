@@ -158,7 +158,7 @@ def test_clean_lists_and_frees_only_when_told(project: Path, tmp_path: Path):
     old = project / "runs" / ".archive" / "demo-1"
     old.mkdir(parents=True)
     (old / "metrics.jsonl").write_bytes(b"x" * 3000)
-    stopped = project / "runs" / "demo" / "gguf" / "unfinished"
+    stopped = project / "runs" / "demo" / "gguf" / ".unfinished"
     stopped.mkdir(parents=True)
     (project / "runs" / "demo" / "manifest.json").write_text("{}")
     (stopped / "m-f16.gguf").write_bytes(b"x" * 2000)

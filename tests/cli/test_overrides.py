@@ -33,8 +33,8 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         found.extend(argument for argument in arguments if isinstance(argument, Config))
         raise Captured
 
+    monkeypatch.setattr("noesis.api.training.start_run", capture)  # first: its import takes the next one's name
     monkeypatch.setattr("noesis.pipeline.start_run.start_run", capture)  # a container imports it when it is called
-    monkeypatch.setattr("noesis.api.training.start_run", capture)
     monkeypatch.setattr("noesis.api.training.plan_without_run", capture)
     monkeypatch.setattr("noesis.pipeline.demo.from_sources", capture)
     monkeypatch.setattr("noesis.dataset.export.export", capture)

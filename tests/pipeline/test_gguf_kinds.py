@@ -122,6 +122,6 @@ def test_a_stopped_stage_goes_on_with_its_files_and_leaves_no_strays(
     found = run_gguf(session, kinds=("q8_0",)) if then == "gguf" else gguf.parity(session)
     assert sorted(written) == ["f16", "q8_0"]
     assert "f16" in found.files
-    assert not (session.run.gguf / "unfinished").exists()
+    assert not (session.run.gguf / ".unfinished").exists()
     told = findings(session.run.path, tmp_path)
     assert [f.wrong for f in told if f.wrong and ("GGUF" in f.what or "belong" in f.what)] == []

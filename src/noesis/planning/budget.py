@@ -38,8 +38,8 @@ class Budget:
     max_usd: float | None
     max_seconds: float | None
     started: float
-    brl_per_usd: float | None = None
     clock: Callable[[], float] = time.monotonic
+    brl_per_usd: float | None = None
 
     def usd(self) -> float:
         """USD spent up to now."""

@@ -41,8 +41,8 @@ def garbage(project: Project) -> list[Garbage]:
         (runs, _("incomplete, of a process that was killed"), (p for p in runs.rglob(".*.part") if _is_ours(p, runs))),
         (
             runs,
-            _("GGUF files of  noesis gguf,  which was stopped"),
-            (p for p in runs.rglob("gguf/unfinished") if _is_ours(p, runs)),
+            _("GGUF files of a conversion that was stopped"),
+            (p for p in runs.rglob("gguf/.unfinished") if _is_ours(p, runs)),
         ),
         (
             runs,

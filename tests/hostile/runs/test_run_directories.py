@@ -140,7 +140,7 @@ LINKED = [
     ".holder", ".lock", ".meter", ".moving", ".archive", ".parent.part", "manifest.json", "config.json", "demo.json",
     "data", "data/train.jsonl", "data/constitution.yaml", "checkpoints", "checkpoints/epoch_0", "checkpoints/resume",
     "metrics.jsonl", "tribunal", "tribunal/replies.sqlite", "tribunal/replies.sqlite-wal", "tribunal/locked_uses.jsonl",
-    "merged", "merged/noesis-philosopher-v1", "merged/noesis-philosopher-v1/README.md", "gguf", "gguf/unfinished",
+    "merged", "merged/noesis-philosopher-v1", "merged/noesis-philosopher-v1/README.md", "gguf", "gguf/.unfinished",
     "gguf/noesis-philosopher-v1-q8_0.gguf", "report.html", "parent", "parent/adapter_config.json", "away",
 ]  # fmt: skip
 

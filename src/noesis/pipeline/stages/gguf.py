@@ -39,7 +39,7 @@ from noesis.release.parity.outcome import name_files, require_passed, show_certi
 from noesis.release.parity.unfinished import Figures, made_by, unfinished
 from noesis.run.manifest import Json
 
-UNFINISHED = "unfinished"  # folder below gguf/ of what a stopped command had finished
+UNFINISHED = ".unfinished"  # folder below gguf/ of what a stopped command had finished
 PROMPTS = 10  # of each language, compared at every position
 ANSWERED = 3  # of each language, answered greedily
 CONVERSATIONS = 2  # whole held-out examples, compared at every position
