@@ -20,6 +20,7 @@ from noesis.training import recorder
         (160.0, 0.0, "about 6.2 s"),
         (100.0, 8.0, ""),  # compiling in the first step is no slower training
         (40.0, 8.0, "about 33.0 s, not 10.0 s"),
+        (1000.0, 0.9, ""),  # ended before it could be told
     ],
 )
 def test_a_departure_from_the_plan_is_said_once(

@@ -20,7 +20,7 @@ from noesis.training.state.adapter import save_adapter
 from noesis.training.tracking.trackers import Trackers
 
 DEPARTURE = 0.25  # from the planned time, that is worth a word
-DEPARTURE_SHARE, DEPARTURE_S = 0.1, 20.0  # of the tokens, and seconds, before it can be told
+DEPARTURE_SHARE, DEPARTURE_S = 0.1, 20.0  # of the tokens, and seconds after the first step, before it can be told
 
 
 def peak_memory(device: Device) -> int:
@@ -139,10 +139,11 @@ class Metrics:
     def _say_departure(self, seconds: float) -> None:
         """Say once that training takes clearly longer or shorter than planned, as soon as that can be told."""
         tokens, first_s = self.tokens - self.first[0], self.first[1]
-        due = tokens > 0 and self.tokens >= DEPARTURE_SHARE * self.progress.total and seconds >= DEPARTURE_S
+        measured_s = seconds - first_s  # not of a step or two: lines come in bursts
+        due = tokens > 0 and self.tokens >= DEPARTURE_SHARE * self.progress.total and measured_s >= DEPARTURE_S
         if self.departure_said or not due:
             return
-        rate = tokens / max(seconds - first_s, 1e-9)
+        rate = tokens / measured_s
         if abs(self.planned_rate / rate - 1) <= DEPARTURE:
             return
         self.departure_said = True
